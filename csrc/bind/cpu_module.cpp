@@ -1,0 +1,74 @@
+// The _cpu module: every op's binding over the CPU launchers.
+#include "bind/ops.h"
+#include "cpu/backend.h"
+
+namespace {
+
+using fokker::DType;
+using fokker::Elementwise;
+using fokker::TensorView;
+namespace cpu = fokker::cpu;
+namespace math = fokker::math;
+
+struct Cpu {
+  static constexpr fokker::Device device = fokker::Device::cpu;
+  struct Guard { explicit Guard(const TensorView&) {} };
+
+  template <typename T> static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+    cpu::bessel<T>(fn, order, e, dtype, out);
+  }
+  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+    cpu::vmf_scalar<T>(fn, dim, e, dtype, out);
+  }
+  template <typename T> static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+    cpu::vmf_bregman<T>(dim, e, dtype, out);
+  }
+  template <typename T> static void vmf_log_prob(std::int64_t dim, const Elementwise& e, T* out, Guard&) {
+    cpu::vmf_log_prob<T>(dim, e, out);
+  }
+  template <typename T>
+  static void vmf_sample(const T* mean, std::int64_t mean_stride, const T* k, std::int64_t k_stride, std::int64_t batch,
+                         const std::int64_t* ids, std::int64_t first_id, std::uint64_t seed, std::uint32_t step,
+                         std::int64_t dim, std::int64_t n, T* out, T* w, T* one_minus_w, Guard&) {
+    const auto kernel = FK_PER_ISA(vmf_sample, T);
+    cpu::parallel_for(n, 1 + cpu::kSampleGrain / dim, [&](std::int64_t begin, std::int64_t end) {
+      kernel(mean, mean_stride, k, k_stride, ids, first_id, seed, step, dim, out, w, one_minus_w, begin, end, batch);
+    });
+  }
+  template <typename T>
+  static void vmf_sample_backward(const T* grad, const T* x, const T* mean, std::int64_t mean_stride, std::int64_t batch,
+                                  const T* w, const T* one_minus_w, std::int64_t dim, std::int64_t n, T* grad_mean,
+                                  T* grad_cosine, Guard&) {
+    const auto kernel = FK_PER_ISA(vmf_sample_backward, T);
+    cpu::parallel_for(n, 1 + cpu::kSampleGrain / dim, [&](std::int64_t begin, std::int64_t end) {
+      kernel(grad, x, mean, mean_stride, w, one_minus_w, dim, grad_mean, grad_cosine, begin, end, batch);
+    });
+  }
+  template <typename T>
+  static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement, const T* w,
+                                  const T* one_minus_w, T* out, std::int64_t n, Guard&) {
+    const auto kernel = FK_PER_ISA(vmf_cosine_gradient, T);
+    cpu::parallel_for(n, 64, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; i += cpu::kChunk)
+        kernel(dim, k + i, a + i, complement + i, w + i, one_minus_w + i, out + i,
+               static_cast<int>(std::min<std::int64_t>(cpu::kChunk, end - i)));
+    });
+  }
+  template <typename T>
+  static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial, int blocks, double* out, Guard&) {
+    cpu::resultant<T>(x, weights, n, d, partial, blocks, out);
+  }
+  template <typename T>
+  static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard&) {
+    cpu::row_logsumexp<T>(logits, bias, n, k, out, softmax);
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
+  m.doc() = "fokker's CPU kernels; called through the public functions, which check and promote.";
+  fokker::bind::bind_ops<Cpu>(m);
+  m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
+  m.def("isa", &cpu::isa_name);
+}

@@ -1,0 +1,92 @@
+// Built twice: as _cuda over the GPU, and as _emu (FOKKER_EMU), where the same kernels run on the host.
+#include "bind/ops.h"
+#include "cuda/kernels.h"
+
+namespace {
+
+using fokker::DType;
+using fokker::Elementwise;
+using fokker::TensorView;
+namespace cuda = fokker::cuda;
+namespace math = fokker::math;
+
+struct Cuda {
+  // Makes the tensors' device current for the call, and holds the stream that torch works on there.
+  struct Guard {
+    int previous = 0;
+    bool changed = false;
+    cudaStream_t stream = nullptr;
+    explicit Guard([[maybe_unused]] const TensorView& t) {
+#ifndef FOKKER_EMU
+      cudaGetDevice(&previous);
+      changed = previous != t.device_id;
+      if (changed) cudaSetDevice(t.device_id);
+      stream = static_cast<cudaStream_t>(fokker::bind::current_stream(t.device_id));
+#endif
+    }
+    ~Guard() {
+      if (changed) cudaSetDevice(previous);
+    }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+  };
+#ifdef FOKKER_EMU
+  static constexpr fokker::Device device = fokker::Device::cpu;
+#else
+  static constexpr fokker::Device device = fokker::Device::cuda;
+#endif
+
+  template <typename T> static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+    cuda::bessel<T>(fn, order, e, dtype, out, g.stream);
+  }
+  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+    cuda::vmf_scalar<T>(fn, dim, e, dtype, out[0], g.stream);
+  }
+  template <typename T> static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+    cuda::vmf_bregman<T>(dim, e, dtype, out, g.stream);
+  }
+  template <typename T> static void vmf_log_prob(std::int64_t dim, const Elementwise& e, T* out, Guard& g) {
+    cuda::vmf_log_prob<T>(dim, e, out, g.stream);
+  }
+  template <typename T>
+  static void vmf_sample(const T* mean, std::int64_t mean_stride, const T* k, std::int64_t k_stride, std::int64_t batch,
+                         const std::int64_t* ids, std::int64_t first_id, std::uint64_t seed, std::uint32_t step,
+                         std::int64_t dim, std::int64_t n, T* out, T* w, T* one_minus_w, Guard& g) {
+    cuda::vmf_sample<T>(mean, mean_stride, k, k_stride, batch, ids, first_id, seed, step, dim, n, out, w, one_minus_w, g.stream);
+  }
+  template <typename T>
+  static void vmf_sample_backward(const T* grad, const T* x, const T* mean, std::int64_t mean_stride, std::int64_t batch,
+                                  const T* w, const T* one_minus_w, std::int64_t dim, std::int64_t n, T* grad_mean,
+                                  T* grad_cosine, Guard& g) {
+    cuda::vmf_sample_backward<T>(grad, x, mean, mean_stride, batch, w, one_minus_w, dim, n, grad_mean, grad_cosine, g.stream);
+  }
+  template <typename T>
+  static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement, const T* w,
+                                  const T* one_minus_w, T* out, std::int64_t n, Guard& g) {
+    cuda::vmf_cosine_gradient<T>(dim, k, a, complement, w, one_minus_w, out, n, g.stream);
+  }
+  template <typename T>
+  static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial, int blocks, double* out, Guard& g) {
+    cuda::resultant<T>(x, weights, n, d, partial, blocks, out, g.stream);
+  }
+  template <typename T>
+  static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard& g) {
+    cuda::row_logsumexp<T>(logits, bias, n, k, out, softmax, g.stream);
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
+  fokker::bind::bind_ops<Cuda>(m);
+  m.def("device_count", [] {
+    int n = 0;
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+  });
+#ifdef FOKKER_EMU
+  m.doc() = "fokker's CUDA kernels on a host emulator, for tests.";
+  m.def("set_order", &emu::set_order, pybind11::arg("order"), pybind11::arg("seed") = 0);
+#else
+  m.doc() = "fokker's CUDA kernels; called through the public functions, which check and promote.";
+#endif
+}

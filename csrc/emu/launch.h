@@ -1,0 +1,188 @@
+// Runs a grid on the host: one block after another, its CUDA threads as fibers, or as std::threads for TSan.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+#include <utility>
+
+#include "emu/block.h"
+
+#ifdef FOKKER_EMU_THREADS
+#include <thread>
+#endif
+
+namespace fokker::emu {
+
+enum class Order { forward, reverse, random };
+struct Config {
+  Order order = Order::forward;  // in which threads and blocks take their turns
+  std::uint64_t seed = 0;
+  unsigned char poison = 0xff;  // shared memory starts as this byte: nan in floating point
+};
+inline Config& config() {
+  static Config c;
+  return c;
+}
+// forward | reverse | random; false for another name.
+inline bool set_order(const std::string& name, std::uint64_t seed = 0) {
+  if (name != "forward" && name != "reverse" && name != "random") return false;
+  config().order = name == "reverse" ? Order::reverse : name == "random" ? Order::random : Order::forward;
+  config().seed = seed;
+  return true;
+}
+// What the last launch of this host thread did.
+struct Stats {
+  std::uint64_t blocks = 0, meetings = 0, resumes = 0;
+};
+inline Stats& stats() {
+  static thread_local Stats s;
+  return s;
+}
+
+struct SplitMix {  // Steele, Lea and Flood 2014
+  std::uint64_t state;
+  std::uint64_t operator()() {
+    std::uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+};
+// The turns of one round: shuffled anew each time when the order is random.
+template <typename Index> inline void arrange(std::vector<Index>& turns, Order order, SplitMix& random, bool first) {
+  if (first) std::iota(turns.begin(), turns.end(), Index(0));
+  if (first && order == Order::reverse) std::reverse(turns.begin(), turns.end());
+  if (order == Order::random)
+    for (std::size_t i = turns.size(); i > 1; --i) std::swap(turns[i - 1], turns[random() % i]);
+}
+
+// Runs the kernel as thread `t`; returns when the thread has left the block, however it left.
+inline void run_thread(Block& b, Thread& t) {
+  current_thread() = &t;
+  t.state = State::running;
+  std::string message;
+  bool deadlock = false;
+  try {
+    b.call(b.data);
+  } catch (const Aborted&) {
+  } catch (const Deadlock&) {
+    deadlock = true;
+  } catch (const std::exception& e) {
+    message = "thread " + std::to_string(t.linear) + ": " + e.what();
+  }
+  // No switch of fibers may happen inside a handler, so failures are told out here.
+  if (deadlock) b.fail(b.deadlock_message());
+  else if (!message.empty()) b.fail(message);
+  deadlock = false;
+  try {
+    b.leave(t);
+  } catch (const Deadlock&) {
+    deadlock = true;
+  }
+  if (deadlock) b.fail(b.deadlock_message());
+}
+
+#ifdef FOKKER_EMU_THREADS
+inline void run_block(Block& b, SplitMix& random) {
+  std::vector<unsigned> turns(b.n);
+  arrange(turns, config().order, random, true);
+  std::vector<std::thread> running;
+  running.reserve(b.n);
+  for (unsigned i : turns)
+    running.emplace_back([&b, i] {
+      current_block() = &b;
+      run_thread(b, b.threads[i]);
+    });
+  for (auto& t : running) t.join();
+}
+#else
+// The round in progress: a fiber whose thread ends without waiting takes the next turn on its own stack, so a kernel
+// without collectives runs as plain calls.
+struct Round {
+  std::vector<unsigned> turns;
+  std::size_t next = 0;
+};
+inline Round& round_in_progress() {
+  static thread_local Round r;
+  return r;
+}
+inline void take_turns() {
+  Block& b = *current_block();
+  Round& r = round_in_progress();
+  for (;;) {
+    Thread& t = b.threads[r.turns[r.next++]];
+    t.fiber = FiberPool::mine().current();
+    run_thread(b, t);
+    if (b.failed || r.next == r.turns.size() || b.threads[r.turns[r.next]].state != State::unstarted) return;
+  }
+}
+inline void run_block(Block& b, SplitMix& random) {
+  FiberPool& pool = FiberPool::mine();
+  pool.set_body(&take_turns);
+  Round& r = round_in_progress();
+  r.turns.resize(b.n);
+  for (bool first = true; b.alive > 0; first = false) {
+    arrange(r.turns, config().order, random, first);
+    for (r.next = 0; r.next < b.n;) {
+      Thread& t = b.threads[r.turns[r.next]];
+      if (t.state == State::unstarted && b.failed) {
+        t.state = State::done;
+        --b.alive;
+        ++r.next;
+      } else if (t.state == State::unstarted) {
+        ++stats().resumes;
+        pool.take().resume();
+      } else {
+        ++r.next;
+        if (t.state != State::ready) continue;
+        ++stats().resumes;
+        t.fiber->resume();
+      }
+    }
+  }
+}
+#endif
+
+inline bool valid_launch(dim3 grid, dim3 block, std::size_t dynamic_bytes) {
+  const std::uint64_t threads = std::uint64_t(block.x) * block.y * block.z;
+  return threads >= 1 && threads <= kMaxThreads && block.z <= 64 && grid.x >= 1 && grid.x <= 0x7fffffffu &&
+         grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && dynamic_bytes <= kSharedLimit;
+}
+
+// As on a device, a failure is kept for cudaGetLastError: a launch itself reports nothing.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes,
+            cudaStream_t, Arguments&&... arguments) {
+  if (!valid_launch(grid, block, dynamic_bytes)) {
+    record_error(cudaErrorInvalidConfiguration, "invalid configuration argument");
+    return;
+  }
+  using Packed = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
+  const Packed packed(kernel, std::tuple<Parameters...>(static_cast<Parameters>(arguments)...));
+  const auto call = [](const void* p) {
+    const auto& k = *static_cast<const Packed*>(p);
+    std::apply(k.first, k.second);
+  };
+  Block b(name, grid, block, dynamic_bytes, call, &packed);
+  SplitMix random{config().seed};
+  Block* const outer = std::exchange(current_block(), &b);
+  stats() = {};
+  const std::uint64_t blocks = std::uint64_t(grid.x) * grid.y * grid.z;
+  std::vector<std::uint64_t> turns(config().order == Order::forward ? 0 : blocks);
+  arrange(turns, config().order, random, true);
+  for (std::uint64_t i = 0; i < blocks && !b.failed; ++i) {
+    const std::uint64_t k = turns.empty() ? i : turns[i];
+    b.start({unsigned(k % grid.x), unsigned(k / grid.x % grid.y), unsigned(k / grid.x / grid.y)}, config().poison);
+    ++stats().blocks;
+    run_block(b, random);
+  }
+  stats().meetings = b.meetings;
+  current_block() = outer;
+  if (b.failed)
+    record_error(cudaErrorLaunchFailure, std::string("emulated kernel ") + name + ", block (" + std::to_string(b.index.x) +
+                                             ", " + std::to_string(b.index.y) + ", " + std::to_string(b.index.z) +
+                                             "): " + b.error);
+}
+
+}  // namespace fokker::emu

@@ -1,0 +1,166 @@
+"""log K and K_{v+1}/K_v for hypot(v, x) < 30 and x < 1: Temme's series near order 0, then a recurrence in the order.
+
+Every function returns the derivatives of one order: 0: (f,), 1: (f_v, f_x), 2: (f_vv, f_vx, f_xx). Those in v are carried
+through the computation as truncated Taylor series, those in x follow from K_v' = (v/x) K_v - K_{v+1}.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fokker.reference._bessel_small import polynomial
+
+_TERMS = 12  # (x/2)^2k / k!^2 < 1e-24 of the sum for x < 1
+_MAX_ORDER = 30
+
+# Taylor coefficients of 1/Gamma(1 + z) (DLMF 5.7.1).
+_RECIPROCAL_GAMMA = (
+    1.0, 0.5772156649015329, -0.6558780715202539, -0.04200263503409524, 0.16653861138229148, -0.04219773455554433,
+    -0.009621971527876973, 0.0072189432466631, -0.0011651675918590652, -0.00021524167411495098,
+    0.0001280502823881162, -2.013485478078824e-05, -1.2504934821426706e-06, 1.133027231981696e-06,
+    -2.056338416977607e-07, 6.116095104481416e-09, 5.002007644469223e-09, -1.18127457048702e-09,
+    1.0434267116911005e-10, 7.782263439905071e-12, -3.696805618642206e-12, 5.100370287454476e-13,
+)  # fmt: skip
+# Temme's Gamma_1 = (1/Gamma(1-z) - 1/Gamma(1+z)) / (2z) and Gamma_2 = (1/Gamma(1-z) + 1/Gamma(1+z)) / 2.
+_GAMMA_1 = tuple(-c if k % 2 == 1 else 0.0 for k, c in enumerate(_RECIPROCAL_GAMMA))[1:]
+_GAMMA_2 = tuple(c if k % 2 == 0 else 0.0 for k, c in enumerate(_RECIPROCAL_GAMMA))
+_SINH_QUOTIENT = tuple((k % 2 == 0) / math.factorial(k + 1) for k in range(23))
+
+
+class _Jet:
+    """A function of v as its Taylor coefficients (f, f', f''/2), truncated at the order asked for."""
+
+    def __init__(self, *c: Tensor) -> None:
+        self.c = c
+
+    @classmethod
+    def of_polynomial(cls, coefficients: tuple[float, ...], v: Tensor, order: int) -> _Jet:
+        return cls(
+            *(
+                polynomial(tuple(math.comb(k, n) * c for k, c in enumerate(coefficients) if k >= n), v)
+                for n in range(order + 1)
+            )
+        )
+
+    @classmethod
+    def of_exponential(cls, rate: Tensor, value: Tensor, order: int) -> _Jet:
+        """exp(rate v), given its value."""
+        return cls(*(value * rate**n / math.factorial(n) for n in range(order + 1)))
+
+    def __add__(self, other: _Jet | float) -> _Jet:
+        if isinstance(other, _Jet):
+            return _Jet(*(a + b for a, b in zip(self.c, other.c, strict=True)))
+        return _Jet(self.c[0] + other, *self.c[1:])
+
+    def __sub__(self, other: _Jet) -> _Jet:
+        return _Jet(*(a - b for a, b in zip(self.c, other.c, strict=True)))
+
+    def __mul__(self, other: _Jet | Tensor | float) -> _Jet:
+        if isinstance(other, _Jet):
+            out = []
+            for k in range(len(self.c)):
+                total = self.c[0] * other.c[k]
+                for i in range(1, k + 1):
+                    total = total + self.c[i] * other.c[k - i]
+                out.append(total)
+            return _Jet(*out)
+        return _Jet(*[a * other for a in self.c])
+
+    def __truediv__(self, other: _Jet) -> _Jet:
+        out: list[Tensor] = []
+        for k in range(len(self.c)):
+            rest = self.c[k]
+            for i in range(k):
+                rest = rest - out[i] * other.c[k - i]
+            out.append(rest / other.c[0])
+        return _Jet(*out)
+
+    def where(self, condition: Tensor, other: _Jet) -> _Jet:
+        return _Jet(*(torch.where(condition, a, b) for a, b in zip(self.c, other.c, strict=True)))
+
+
+def _temme(order: int, mu: _Jet, ell: Tensor, s: Tensor, y: Tensor) -> tuple[_Jet, _Jet]:
+    """K_mu(x) and (x/2) K_{mu+1}(x), both times (2/x)^(-s mu): |mu| <= 1/2, ell = log(2/x), y = x^2/4, s = 0 or 1 (Temme 1975).
+
+    They are sum_k y^k/k! f_k and sum_k y^k/k! (p_k - k f_k).
+    """
+    up, down = (1.0 - s) * ell, -(1.0 + s) * ell
+    rise = _Jet.of_exponential(up, torch.exp(up * mu.c[0]), order)
+    # Past e^600, at negative mu, what this multiplies is below 1e-200 of the result.
+    fall = _Jet.of_exponential(down, torch.exp(torch.clamp(down * mu.c[0], max=600.0)), order)
+    gamma_1, gamma_2 = (_Jet.of_polynomial(c, mu.c[0], order) for c in (_GAMMA_1, _GAMMA_2))
+    plus, minus = gamma_2 - mu * gamma_1, gamma_2 + mu * gamma_1  # 1/Gamma(1 +- mu)
+    # (2/x)^(-s mu) sinh(mu ell)/mu, by its series where mu ell is small.
+    near = torch.abs(mu.c[0]) * ell < 1.0
+    near_sigma = torch.where(near, mu.c[0] * ell, 0.0)
+    series = _Jet.of_polynomial(_SINH_QUOTIENT, near_sigma, order)
+    series = _Jet(*(a * ell ** (n + 1) for n, a in enumerate(series.c)))
+    series = series * _Jet.of_exponential(-s * ell, torch.exp(-s * near_sigma), order)
+    sinh = series.where(near, (rise - fall) * 0.5 / _Jet(torch.where(near, 1.0, mu.c[0]), *mu.c[1:]))
+    f = ((rise + fall) * 0.5 * gamma_1 + sinh * gamma_2) / (plus * minus)
+    p, q = rise * 0.5 / plus, fall * 0.5 / minus
+    sum_0, sum_1, c = f, p, torch.ones_like(y)
+    for k in range(1, _TERMS + 1):
+        c = c * (y / k)
+        k_minus, k_plus = mu * -1.0 + float(k), mu + float(k)
+        f = (f * float(k) + p + q) / (k_minus * k_plus)
+        p, q = p / k_minus, q / k_plus
+        sum_0, sum_1 = sum_0 + f * c, sum_1 + (p - f * float(k)) * c
+    return sum_0, sum_1
+
+
+def _k_and_ratio(order: int, v: Tensor, x: Tensor) -> tuple[_Jet, Tensor, Tensor, _Jet]:
+    """(f, g, slope, rho): K_v = f e^g, where g grows in v with this slope, and rho = (x/2) K_{v+1}/K_v.
+
+    rho_j = (x/2) K_{mu+j+1}/K_{mu+j} obeys rho_j = (mu + j) + y/rho_{j-1} (DLMF 10.29.1): positive terms, nothing overflows,
+    and errors in the derivatives die out. The growth (2/x)^mu stays out of f, or its square would cancel in f''; near
+    v = 0, where K grows either way, it does not.
+    """
+    n = torch.round(v)
+    mu = _Jet(*(v - n, torch.ones_like(v), torch.zeros_like(v))[: order + 1])
+    ell = math.log(2.0) - torch.log(x)
+    s = ((n >= 1) | (mu.c[0] * ell >= 1.0)).to(v.dtype)
+    y = 0.25 * x * x
+    low, high = _temme(order, mu, ell, s, y)
+    f = high.where(n >= 1, low)
+    first, rho = high / low, low * y / high + (mu + 1.0)
+    result = first.where(n == 0, rho)
+    for j in range(2, _MAX_ORDER + 1):
+        f = (f * rho).where(n >= j, f)
+        rho = mu + float(j) + _Jet(y, *(torch.zeros_like(y) for _ in range(order))) / rho
+        result = rho.where(n == j, result)
+    return f, (s * mu.c[0] + n) * ell, s * ell, result
+
+
+def log_k(scaled: bool, order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    f, g, slope, rho = _k_and_ratio(order, v, x)
+    if order == 0:
+        value = torch.log(f.c[0]) + g
+        return (value + x if scaled else value,)
+    d_log = f.c[1] / f.c[0]
+    if order == 1:
+        d_x = (v - 2.0 * rho.c[0]) / x
+        return torch.where(v == 0, 0.0, d_log + slope), d_x + 1.0 if scaled else d_x  # even in v
+    d_vv = 2.0 * f.c[2] / f.c[0] - d_log * d_log
+    d_vx = torch.where(v == 0, 0.0, (1.0 - 2.0 * rho.c[1]) / x)
+    return d_vv, d_vx, -(v + _x2_ratio_x(rho.c[0], v, x)) / x / x
+
+
+def _x2_ratio_x(rho: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    """x^2 Q' for Q = 2 rho/x, by Q' = Q^2 - (2v + 1) Q/x - 1."""
+    return 2.0 * rho * (2.0 * (rho - v) - 1.0) - x * x
+
+
+def ratio_k(order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    rho = _k_and_ratio(order, v, x)[3]
+    if order == 0:
+        return (2.0 * rho.c[0] / x,)
+    x2_ratio_x = _x2_ratio_x(rho.c[0], v, x)
+    if order == 1:
+        return 2.0 * rho.c[1] / x, x2_ratio_x / x / x
+    d_vx = (8.0 * rho.c[0] * rho.c[1] - 4.0 * rho.c[0] - 2.0 * (2.0 * v + 1.0) * rho.c[1]) / x / x
+    d_xx = (4.0 * rho.c[0] * x2_ratio_x - (2.0 * v + 1.0) * (x2_ratio_x - 2.0 * rho.c[0])) / x / x / x
+    return 4.0 * rho.c[2] / x, d_vx, d_xx

@@ -1,0 +1,27 @@
+"""Shared by all tests: what runs here is said in pytest's header, and every test starts from the same seed."""
+
+import pytest
+import torch
+
+import fokker
+from fokker import _native
+
+
+def pytest_report_header(config):
+    backends = ", ".join(f"{name}={why}" for name, why in fokker.available_backends().items())
+    isa = _native.cpu.isa() if _native.cpu is not None else "none"
+    return [f"fokker {fokker.__version__} from {fokker.__file__}; backends: {backends}",
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU kernels for {isa}"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def usable(backend: str) -> bool:
+    """Whether a backend can run here (interpreted Triton has its own tests: tests/test_triton.py)."""
+    return fokker.available_backends()[backend] == "ok" and not (backend == "triton" and not torch.cuda.is_available())
+
+
+BACKENDS = [b for b in fokker.available_backends() if usable(b)]

@@ -1,0 +1,216 @@
+"""Every op of the one table, on every backend that runs here: values, shapes, gradients, transforms, compilation."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import BACKENDS
+from torch import Tensor
+
+import fokker
+from fokker import _native
+from fokker._cli.check import _device, _to, judge
+from fokker.cases import CASES
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+EVERY = [
+    pytest.param(c, b, d, id=f"{c.name}-{b}-{str(d)[6:]}")
+    for c, b, d in itertools.product(CASES.values(), BACKENDS, DTYPES)
+    if b in c.backends and d in c.tolerance
+]
+ON_BACKEND = [
+    pytest.param(c, b, id=f"{c.name}-{b}") for c, b in itertools.product(CASES.values(), BACKENDS) if b in c.backends
+]
+ELEMENTWISE = [p for p in ON_BACKEND if p.values[0].elementwise]
+DIFFERENTIABLE = [p for p in ON_BACKEND if p.values[0].gradients]
+NATIVE = [p for p in DIFFERENTIABLE if p.values[1] in ("cpu", "cuda")]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
+
+
+def gentle(case, backend):
+    return _to(case.gentle(generator()), _device(backend))
+
+
+def leaves(case, backend):
+    """Moderate arguments whose differentiable ones ask for a gradient, and a function of those alone."""
+    args = list(gentle(case, backend))
+    for i in case.gradients:
+        args[i] = args[i].clone().requires_grad_()
+
+    def f(*values: Tensor) -> Tensor:
+        full = list(args)
+        for i, value in zip(case.gradients, values, strict=True):
+            full[i] = value
+        return case.call(*full)
+
+    return f, tuple(args[i] for i in case.gradients)
+
+
+@pytest.mark.parametrize(("case", "backend", "dtype"), EVERY)
+def test_values(case, backend, dtype):
+    row = judge(case, backend, dtype)
+    assert row.ok, f"error {row.error:.3g}, allowed {row.tolerance:.3g} ({row.share:.2f} of it) {row.note}"
+    assert row.points > 1000 or not case.elementwise or backend == "emu"
+
+
+@pytest.mark.parametrize(("case", "backend"), ELEMENTWISE)
+def test_layouts(case, backend):
+    """0-dimensional, empty, transposed, strided, expanded and broadcast inputs give the same numbers as plain ones."""
+    device = _device(backend)
+    tensors = [a for a in case.make(60, torch.float64, generator()) if isinstance(a, Tensor)]
+    extra = [a for a in case.make(1, torch.float64, generator()) if not isinstance(a, Tensor)]
+    tensors = [t.to(device) for t in tensors]
+    with fokker.use_backend(backend):
+        plain = case.call(*tensors, *extra)
+        square = [t.reshape(6, 10) for t in tensors]
+        views = {
+            "transposed": ([t.t() for t in square], plain.reshape(6, 10).t()),
+            "strided": ([torch.stack([t, t + 1], -1)[..., 0] for t in tensors], plain),
+            "sliced": ([torch.cat([t, t])[::2] for t in tensors], torch.cat([plain, plain])[::2]),
+            "0-d": ([t[3] for t in tensors], plain[3]),
+            "4-d": ([t.reshape(2, 3, 1, 10).transpose(0, 1) for t in tensors], plain.reshape(2, 3, 1, 10).transpose(0, 1)),
+        }
+        for name, (inputs, want) in views.items():
+            got = case.call(*inputs, *extra)
+            assert got.shape == want.shape, name
+            torch.testing.assert_close(got, want, rtol=2e-15, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        assert case.call(*(t[:0] for t in tensors), *extra).shape == (0,)
+        assert case.call(*(t.reshape(60, 1)[:, :0] for t in tensors), *extra).shape == (60, 0)
+        if len(tensors) == 2:
+            a, b = tensors[0][:5, None], tensors[1][None, :7]
+            torch.testing.assert_close(
+                case.call(a, b, *extra), case.call(a.expand(5, 7).contiguous(), b.expand(5, 7).contiguous(), *extra),
+                rtol=2e-15, atol=0,
+            )
+            assert case.call(tensors[0][0], tensors[1], *extra).shape == (60,)
+
+
+@pytest.mark.parametrize(("case", "backend"), DIFFERENTIABLE)
+def test_gradient(case, backend):
+    f, at = leaves(case, backend)
+    with fokker.use_backend(backend):
+        assert torch.autograd.gradcheck(f, at, eps=1e-6, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "backend"), [p for p in DIFFERENTIABLE if p.values[0].order == 2])
+def test_second_gradient(case, backend):
+    f, at = leaves(case, backend)
+    with fokker.use_backend(backend):
+        assert torch.autograd.gradgradcheck(f, at, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "backend"), DIFFERENTIABLE)
+def test_gradient_equals_the_reference(case, backend):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        grads = {}
+        for name in (backend, "reference"):
+            args = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in gentle(case, name)]
+            for i in case.gradients:
+                args[i] = args[i].clone().requires_grad_()
+            with fokker.use_backend(name):
+                case.call(*args).sum().backward()
+            grads[name] = [args[i].grad for i in case.gradients]
+        for got, want in zip(*grads.values(), strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got.cpu(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("case", "backend"), NATIVE)
+def test_function_transforms(case, backend):
+    f, at = leaves(case, backend)
+    at = tuple(a.detach() for a in at)
+    tangents = tuple(torch.linspace(0.1, 1.0, a.numel(), dtype=a.dtype, device=a.device).reshape(a.shape) for a in at)
+    with fokker.use_backend(backend):
+        value, slope = torch.func.jvp(f, at, tangents)
+        torch.testing.assert_close(value, f(*at), rtol=1e-13, atol=1e-13)
+        numeric = (f(*(a + 1e-6 * t for a, t in zip(at, tangents, strict=True)))
+                   - f(*(a - 1e-6 * t for a, t in zip(at, tangents, strict=True)))) / 2e-6
+        torch.testing.assert_close(slope, numeric, rtol=1e-6, atol=1e-7)
+        assert slope.abs().max() > 0
+        grads = torch.func.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(at))))(*at)
+        leaf = tuple(a.clone().requires_grad_() for a in at)
+        want = torch.autograd.grad(f(*leaf).sum(), leaf)
+        torch.testing.assert_close(grads, want, rtol=1e-12, atol=1e-12)
+        twice = torch.func.vmap(lambda s: f(*(a * s for a in at)))(torch.tensor([1.0, 0.9], dtype=torch.float64))
+        torch.testing.assert_close(twice, torch.stack([f(*at), f(*(a * 0.9 for a in at))]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("case", "backend"), NATIVE)
+def test_compile_fullgraph(case, backend):
+    f, at = leaves(case, backend)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *a: (f(*(1.0 * t for t in a)) * 2).sum(), fullgraph=True, backend="aot_eager")
+    with fokker.use_backend(backend):
+        got = torch.autograd.grad(compiled(*at), at)
+        want = torch.autograd.grad((f(*at) * 2).sum(), at)
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted(fokker._op.REGISTRY))
+def test_registration(name):
+    """torch.library's own checks of schema, fake kernel and autograd registration, on every registered op."""
+    op = fokker._op.REGISTRY[name]
+    args = registration_arguments(name)
+    torch.library.opcheck(op.torch_op, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+
+
+def registration_arguments(name: str):
+    g = generator()
+    unit = torch.nn.functional.normalize(torch.randn(6, 5, generator=g, dtype=torch.float64), dim=1)
+    k = torch.rand(6, generator=g, dtype=torch.float64) + 0.5
+    special = {
+        "bessel_grad": (k, 2 * k, 0, True, True),
+        "bessel_hess": (k, 2 * k, 0),
+        "vmf_bregman": (k, 2 * k, 5),
+        "vmf_bregman_grad": (k, 2 * k, 5),
+        "vmf_log_prob": (unit, unit[0], k),
+        "vmf_resultant": (unit, k),
+        "vmf_sample": (unit, k, None, 0, 5, 0, 6),
+        "vmf_sample_backward": (unit, unit.flip(0), unit, k / 2, 1 - k / 2),
+        "vmf_cosine_gradient": (k, k / 2, 1 - k / 2, k / 2, 1 - k / 2, 5),
+        "affine_logsumexp": (unit, unit[:3], k[:3]),
+        "affine_softmax": (unit, unit[:3], k[:3]),
+        "affine_logsumexp_backward": (unit, unit[:3], k[:3], k),
+        "affine_moments": (unit, unit[:3], k[:3], k),
+    }
+    if name in special:
+        return special[name]
+    return (k / 2, 5) if name.startswith("vmf_") else (k, 2 * k)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES.values()])
+def test_bits_do_not_depend_on_threads_or_split(case):
+    args = case.make(20000, torch.float32, generator())
+    before = torch.get_num_threads()
+    try:
+        with fokker.use_backend("cpu"):
+            results = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                results.append(case.call(*args))
+            assert torch.equal(*(r.nan_to_num() for r in results))
+            if case.elementwise:
+                parts = [
+                    case.call(*(a[i : i + 777] if isinstance(a, Tensor) else a for a in args)) for i in range(0, 20000, 777)
+                ]
+                assert torch.equal(torch.cat(parts).nan_to_num(), results[0].nan_to_num())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif("emu" not in BACKENDS, reason="the emulator is not built (FOKKER_EMU=ON)")
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES.values() if "emu" in c.backends])
+def test_emulated_thread_order_does_not_matter(case):
+    args = case.make(300, torch.float32, generator())
+    try:
+        with fokker.use_backend("emu"):
+            results = []
+            for order in ("forward", "reverse", "random"):
+                _native.emu.set_order(order, 7)
+                results.append(case.call(*args).nan_to_num())
+        assert all(torch.equal(results[0], r) for r in results[1:])
+    finally:
+        _native.emu.set_order("forward", 0)
