@@ -71,4 +71,6 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cpu>(m);
   m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
   m.def("isa", &cpu::isa_name);
+  m.def("set_isa", &cpu::set_isa, pybind11::arg("name"));
+  cpu::active_isa();  // a wrong FOKKER_CPU_ISA fails the import, with its own words
 }

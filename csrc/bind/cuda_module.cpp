@@ -85,7 +85,10 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   });
 #ifdef FOKKER_EMU
   m.doc() = "fokker's CUDA kernels on a host emulator, for tests.";
-  m.def("set_order", &emu::set_order, pybind11::arg("order"), pybind11::arg("seed") = 0);
+  m.def("set_order", [](const std::string& order, std::uint64_t seed) {
+    if (!fokker::emu::set_order(order, seed))
+      fokker::raise<fokker::ValueError>("order must be forward, reverse or random, got '", order, "'");
+  }, pybind11::arg("order"), pybind11::arg("seed") = 0);
 #else
   m.doc() = "fokker's CUDA kernels; called through the public functions, which check and promote.";
 #endif

@@ -1,9 +1,10 @@
 // The log-Bessel chunk kernel: sorts a chunk by regime, then runs one branch-free vector loop per regime.
 //
-// Included once per instruction set with FK_ISA defined. A regime belongs to an element alone (math::bessel_regime), and every
-// loop treats its elements alike, so results do not depend on how a tensor is cut into chunks.
+// Included once per instruction set with FK_ISA defined. A regime belongs to an element alone (math::bessel_regime),
+// and every loop treats its elements alike, so results do not depend on how a tensor is cut into chunks.
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "cpu/bessel.h"
@@ -36,7 +37,7 @@ template <Fn F, int Order, Want W, int R, typename T> FK_INLINE void one_element
 // n a multiple of kLanes, every element of regime R.
 template <Fn F, int Order, Want W, int R, typename T>
 __attribute__((noinline)) void regime_loop(const T* __restrict v, const T* __restrict x, Outputs<T> out, int n) {
-  T *__restrict a = out.p[0], *__restrict b = out.p[1], *__restrict c = out.p[2];
+  T* __restrict a = out.p[0], * __restrict b = out.p[1], * __restrict c = out.p[2];
   for (int k = 0; k < n; k += kLanes<T>) {
 #pragma omp simd
     for (int i = k; i < k + kLanes<T>; ++i) one_element<F, Order, W, R>(v[i], x[i], a + i, b + i, c + i);
@@ -49,14 +50,19 @@ constexpr std::array<RegimeLoop<T>, sizeof...(R)> regime_loops(std::integer_sequ
   return {regime_loop<F, Order, W, R, T>...};
 }
 
-template <Fn F, typename T> __attribute__((noinline)) void find_regimes(const T* v, const T* x, int* regime, int n) {
+template <Fn F, typename T> __attribute__((noinline)) void find_regimes(const T* __restrict v, const T* __restrict x,
+                                                                        uint8_t* __restrict regime, int n) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) regime[i] = math::bessel_regime<F>(v[i], x[i]);
+  for (int i = 0; i < n; ++i) regime[i] = static_cast<uint8_t>(math::bessel_regime<F>(v[i], x[i]));
 }
 
-inline bool uniform(const int* regime, int n) {
-  int differs = 0;
-  for (int i = 1; i < n; ++i) differs |= regime[i] ^ regime[0];
+// All of the n (a multiple of 8) regimes are r.
+template <int n> bool all_are(const uint8_t* regime, uint8_t r) {
+  uint64_t differs = 0, word;
+  for (int i = 0; i < n; i += 8) {
+    std::memcpy(&word, regime + i, 8);
+    differs |= word ^ (r * UINT64_C(0x0101010101010101));
+  }
   return differs == 0;
 }
 
@@ -67,35 +73,47 @@ template <typename T> struct Scratch {
 template <Fn F, int Order, Want W, typename T> void chunk(const T* v, const T* x, T* const* out, int n) {
   constexpr int regimes = math::kRegimes<F, T>, lanes = kLanes<T>;
   static constexpr auto loops = regime_loops<F, Order, W, T>(std::make_integer_sequence<int, regimes>{});
-  int regime[kBesselChunk], count[regimes] = {};
+  // Two lists for every regime: consecutive elements do not wait for each other's counter.
+  constexpr int second = kBesselChunk / 2;
+  int count[2][regimes] = {};
+  uint8_t regime[kBesselChunk];
   uint16_t index[regimes][kBesselChunk];
   find_regimes<F>(v, x, regime, n);
   Scratch<T> s;
-  const bool direct = (W == Want::last || out[0] != nullptr) && (Order < 1 || out[1] != nullptr) && (Order < 2 || out[2] != nullptr);
+  const bool direct =
+      (W == Want::last || out[0] != nullptr) && (Order < 1 || out[1] != nullptr) && (Order < 2 || out[2] != nullptr);
 
   // Runs of whole blocks of one regime are computed in place, the rest is listed by regime.
   for (int i = 0; i < n;) {
-    const int r = regime[i];
+    const uint8_t r = regime[i];
     int end = i;
-    while (direct && end + lanes <= n && regime[end] == r && uniform(regime + end, lanes)) end += lanes;
+    while (direct && end + lanes <= n && all_are<lanes>(regime + end, r)) end += lanes;
     if (end > i) {
       Outputs<T> to{};
       for (int j = 0; j <= Order; ++j) to.p[j] = out[j] == nullptr ? nullptr : out[j] + i;
       loops[r](v + i, x + i, to, end - i);
       i = end;
     } else {
-      for (const int stop = i + lanes < n ? i + lanes : n; i < stop; ++i) index[regime[i]][count[regime[i]]++] = i;
+      const int stop = i + lanes < n ? i + lanes : n;
+      for (; i + 1 < stop; i += 2) {
+        const int r0 = regime[i], r1 = regime[i + 1];
+        index[r0][count[0][r0]++] = i;
+        index[r1][second + count[1][r1]++] = i + 1;
+      }
+      if (i < stop) index[regime[i]][count[0][regime[i]]++] = i, ++i;
     }
   }
   for (int r = 0; r < regimes; ++r) {
-    const int m = count[r];
+    const int m0 = count[0][r], m = m0 + count[1][r];
     if (m == 0) continue;
-    for (int i = 0; i < m; ++i) s.v[i] = v[index[r][i]], s.x[i] = x[index[r][i]];
+    uint16_t* at = index[r];
+    for (int i = m0; i < m; ++i) at[i] = at[second + i - m0];
+    for (int i = 0; i < m; ++i) s.v[i] = v[at[i]], s.x[i] = x[at[i]];
     for (int i = m; i % lanes != 0; ++i) s.v[i] = s.v[0], s.x[i] = s.x[0];
     loops[r](s.v, s.x, {{s.out[0], s.out[1], s.out[2]}}, (m + lanes - 1) / lanes * lanes);
     for (int j = 0; j <= Order; ++j)
       if (out[j] != nullptr)
-        for (int i = 0; i < m; ++i) out[j][index[r][i]] = s.out[j][i];
+        for (int i = 0; i < m; ++i) out[j][at[i]] = s.out[j][i];
   }
 }
 
@@ -110,12 +128,18 @@ template <Fn F, typename T> void by_order(int order, const T* v, const T* x, T* 
 
 template <typename T> void by_function(Fn fn, int order, const T* v, const T* x, T* const* out, int n) {
   switch (fn) {
-    case Fn::log_iv: return by_order<Fn::log_iv>(order, v, x, out, n);
-    case Fn::log_ive: return by_order<Fn::log_ive>(order, v, x, out, n);
-    case Fn::log_kv: return by_order<Fn::log_kv>(order, v, x, out, n);
-    case Fn::log_kve: return by_order<Fn::log_kve>(order, v, x, out, n);
-    case Fn::iv_ratio: return by_order<Fn::iv_ratio>(order, v, x, out, n);
-    case Fn::kv_ratio: return by_order<Fn::kv_ratio>(order, v, x, out, n);
+    case Fn::log_iv:
+      return by_order<Fn::log_iv>(order, v, x, out, n);
+    case Fn::log_ive:
+      return by_order<Fn::log_ive>(order, v, x, out, n);
+    case Fn::log_kv:
+      return by_order<Fn::log_kv>(order, v, x, out, n);
+    case Fn::log_kve:
+      return by_order<Fn::log_kve>(order, v, x, out, n);
+    case Fn::iv_ratio:
+      return by_order<Fn::iv_ratio>(order, v, x, out, n);
+    case Fn::kv_ratio:
+      return by_order<Fn::kv_ratio>(order, v, x, out, n);
   }
 }
 

@@ -1,6 +1,7 @@
 // Chooses the instruction set once a process.
 #include "cpu/isa.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -23,25 +24,31 @@ Isa supported() {
   return Isa::baseline;
 }
 
-Isa choose() {
+Isa parse(const char* want, const char* source) {
   const Isa best = supported();
-  const char* want = std::getenv("FOKKER_CPU_ISA");
-  if (!want || !*want) return best;
   for (int i = 0; i < 3; ++i) {
     if (std::strcmp(want, kNames[i])) continue;
     if (i <= static_cast<int>(best)) return static_cast<Isa>(i);
-    throw std::runtime_error(std::string("FOKKER_CPU_ISA=") + want + ": this CPU supports " +
-                             kNames[static_cast<int>(best)] + " at most");
+    throw std::invalid_argument(std::string(source) + "=" + want + ": this CPU supports " +
+                                kNames[static_cast<int>(best)] + " at most");
   }
-  throw std::runtime_error(std::string("FOKKER_CPU_ISA must be baseline, avx2 or avx512, got '") + want + "'");
+  throw std::invalid_argument(std::string(source) + " must be baseline, avx2 or avx512, got '" + want + "'");
+}
+
+Isa first_choice() {
+  const char* want = std::getenv("FOKKER_CPU_ISA");
+  return want && *want ? parse(want, "FOKKER_CPU_ISA") : supported();
+}
+
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> isa{first_choice()};
+  return isa;
 }
 
 }  // namespace
 
-Isa active_isa() {
-  static const Isa isa = choose();
-  return isa;
-}
+Isa active_isa() { return chosen().load(std::memory_order_relaxed); }
 const char* isa_name() { return kNames[static_cast<int>(active_isa())]; }
+void set_isa(const std::string& name) { chosen().store(parse(name.c_str(), "isa"), std::memory_order_relaxed); }
 
 }  // namespace fokker::cpu

@@ -1,13 +1,16 @@
 // The instruction sets a kernel is built for, and the one this process runs.
 #pragma once
 
+#include <string>
+
 namespace fokker::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best that the CPU supports, or FOKKER_CPU_ISA; decided at the first call, an impossible choice throws.
+// The best that the CPU supports, or FOKKER_CPU_ISA, until set_isa; an impossible choice throws std::invalid_argument.
 Isa active_isa();
 const char* isa_name();
+void set_isa(const std::string& name);
 
 }  // namespace fokker::cpu
 

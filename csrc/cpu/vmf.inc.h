@@ -38,7 +38,10 @@ template <typename T> struct Columns {
 };
 template <VmfRegime G, typename T>
 __attribute__((noinline)) void moments(const VmfConstants<T>& c, const T* __restrict k, Columns<T>& m, int at, int n) {
-  T *__restrict a = m.x[0] + at, *__restrict b = m.x[1] + at, *__restrict f = m.x[2] + at, *__restrict s = m.x[3] + at;
+  T* __restrict a = m.x[0] + at;
+  T* __restrict b = m.x[1] + at;
+  T* __restrict f = m.x[2] + at;
+  T* __restrict s = m.x[3] + at;
   for (int i = 0; i < n; i += kBlock) {
 #pragma omp simd
     for (int j = 0; j < kBlock; ++j) {
@@ -48,8 +51,11 @@ __attribute__((noinline)) void moments(const VmfConstants<T>& c, const T* __rest
   }
 }
 template <VmfRegime G, typename T>
-__attribute__((noinline)) void potential(const VmfConstants<T>& c, const T* __restrict k, Columns<T>& m, int at, int n) {
-  T *__restrict a = m.x[0] + at, *__restrict b = m.x[1] + at, *__restrict r = m.x[2] + at, *__restrict s = m.x[3] + at;
+__attribute__((noinline)) void ends(const VmfConstants<T>& c, const T* __restrict k, Columns<T>& m, int at, int n) {
+  T* __restrict a = m.x[0] + at;
+  T* __restrict b = m.x[1] + at;
+  T* __restrict r = m.x[2] + at;
+  T* __restrict s = m.x[3] + at;
   for (int i = 0; i < n; i += kBlock) {
 #pragma omp simd
     for (int j = 0; j < kBlock; ++j) {
@@ -83,7 +89,8 @@ template <bool WithTaylor, typename T> void sort_by_regime(const VmfConstants<T>
   s.single = false;
   for (int g = 0; g < math::kVmfRegimeCount; ++g) s.single = s.single || s.start[g + 1] - s.start[g] == n;
   if (s.single) return;
-  for (int i = 0; i < n; ++i) s.order[next[static_cast<int>(math::vmf_regime<WithTaylor>(c, k[i]))]++] = static_cast<short>(i);
+  for (int i = 0; i < n; ++i)
+    s.order[next[static_cast<int>(math::vmf_regime<WithTaylor>(c, k[i]))]++] = static_cast<short>(i);
 }
 
 // to = from[order], padded to a full block with the last element. Returns the padded length.
@@ -116,10 +123,17 @@ void for_each_regime(const VmfConstants<T>& c, const T* k, int n, Sorted& s, Vis
       case VmfRegime::taylor:
         if constexpr (WithTaylor) visit(std::integral_constant<VmfRegime, VmfRegime::taylor>(), sorted, begin, full);
         break;
-      case VmfRegime::series: visit(std::integral_constant<VmfRegime, VmfRegime::series>(), sorted, begin, full); break;
-      case VmfRegime::near: visit(std::integral_constant<VmfRegime, VmfRegime::near>(), sorted, begin, full); break;
-      case VmfRegime::middle: visit(std::integral_constant<VmfRegime, VmfRegime::middle>(), sorted, begin, full); break;
-      default: visit(std::integral_constant<VmfRegime, VmfRegime::far>(), sorted, begin, full);
+      case VmfRegime::series:
+        visit(std::integral_constant<VmfRegime, VmfRegime::series>(), sorted, begin, full);
+        break;
+      case VmfRegime::near:
+        visit(std::integral_constant<VmfRegime, VmfRegime::near>(), sorted, begin, full);
+        break;
+      case VmfRegime::middle:
+        visit(std::integral_constant<VmfRegime, VmfRegime::middle>(), sorted, begin, full);
+        break;
+      default:
+        visit(std::integral_constant<VmfRegime, VmfRegime::far>(), sorted, begin, full);
     }
   }
 }
@@ -127,9 +141,8 @@ void for_each_regime(const VmfConstants<T>& c, const T* k, int n, Sorted& s, Vis
 template <VmfFn F, typename T> void evaluate(const VmfConstants<T>& c, const T* k, T* out, int n) {
   Sorted s;
   alignas(64) T result[kPadded];
-  for_each_regime<F == VmfFn::kl_uniform>(c, k, n, s, [&](auto g, const T* x, int at, int count) {
-    run<F, decltype(g)::value>(c, x, result + at, count);
-  });
+  for_each_regime<F == VmfFn::kl_uniform>(
+      c, k, n, s, [&](auto g, const T* x, int at, int count) { run<F, decltype(g)::value>(c, x, result + at, count); });
   scatter(result, s, n, out);
 }
 
@@ -157,12 +170,13 @@ template <typename T> void potentials(const VmfConstants<T>& c, const T* k, Colu
   Sorted s;
   Columns<T> m;
   for_each_regime<false>(c, k, n, s, [&](auto g, const T* sorted, int at, int count) {
-    potential<decltype(g)::value>(c, sorted, m, at, count);
+    ends<decltype(g)::value>(c, sorted, m, at, count);
   });
   for (int j = 0; j < 4; ++j) scatter(m.x[j], s, n, out.x[j]);
 }
 
-template <typename T> void near_pairs(const VmfConstants<T>& c, const T* k1, const T* k2, T* divergence, T* difference, int n) {
+template <typename T>
+void near_pairs(const VmfConstants<T>& c, const T* k1, const T* k2, T* divergence, T* difference, int n) {
   alignas(64) T t[kMaxChunk], f[kMaxChunk];
   for (int i = 0; i < n; ++i) divergence[i] = difference[i] = T(0);
   for (int q = 0; q < math::VmfNodes<T>::count; ++q) {
@@ -180,7 +194,8 @@ template <typename T> void near_pairs(const VmfConstants<T>& c, const T* k1, con
   }
 }
 
-template <typename T> void far_pairs(const VmfConstants<T>& c, const T* k1, const T* k2, T* divergence, T* difference, int n) {
+template <typename T>
+void far_pairs(const VmfConstants<T>& c, const T* k1, const T* k2, T* divergence, T* difference, int n) {
   Columns<T> p, q;
   potentials(c, k1, p, n);
   potentials(c, k2, q, n);
@@ -198,15 +213,24 @@ template <typename T> void far_pairs(const VmfConstants<T>& c, const T* k1, cons
 template <typename T> void vmf_scalar(VmfFn fn, std::int64_t dim, const T* k, T* out, int n) {
   const VmfConstants<T>& c = constants<T>(dim);
   switch (fn) {
-    case VmfFn::log_normalizer: return evaluate<VmfFn::log_normalizer>(c, k, out, n);
-    case VmfFn::mean_resultant: return evaluate<VmfFn::mean_resultant>(c, k, out, n);
-    case VmfFn::complement: return evaluate<VmfFn::complement>(c, k, out, n);
-    case VmfFn::resultant_derivative: return evaluate<VmfFn::resultant_derivative>(c, k, out, n);
-    case VmfFn::resultant_second: return evaluate<VmfFn::resultant_second>(c, k, out, n);
-    case VmfFn::entropy: return evaluate<VmfFn::entropy>(c, k, out, n);
-    case VmfFn::kl_uniform: return evaluate<VmfFn::kl_uniform>(c, k, out, n);
-    case VmfFn::concentration_from_resultant: return invert<VmfFn::concentration_from_resultant>(c, k, out, n);
-    case VmfFn::concentration_from_complement: return invert<VmfFn::concentration_from_complement>(c, k, out, n);
+    case VmfFn::log_normalizer:
+      return evaluate<VmfFn::log_normalizer>(c, k, out, n);
+    case VmfFn::mean_resultant:
+      return evaluate<VmfFn::mean_resultant>(c, k, out, n);
+    case VmfFn::complement:
+      return evaluate<VmfFn::complement>(c, k, out, n);
+    case VmfFn::resultant_derivative:
+      return evaluate<VmfFn::resultant_derivative>(c, k, out, n);
+    case VmfFn::resultant_second:
+      return evaluate<VmfFn::resultant_second>(c, k, out, n);
+    case VmfFn::entropy:
+      return evaluate<VmfFn::entropy>(c, k, out, n);
+    case VmfFn::kl_uniform:
+      return evaluate<VmfFn::kl_uniform>(c, k, out, n);
+    case VmfFn::concentration_from_resultant:
+      return invert<VmfFn::concentration_from_resultant>(c, k, out, n);
+    case VmfFn::concentration_from_complement:
+      return invert<VmfFn::concentration_from_complement>(c, k, out, n);
   }
 }
 
@@ -216,7 +240,8 @@ template <typename T> void vmf_bregman(std::int64_t dim, const T* k1, const T* k
     alignas(64) T a[kMaxChunk], b[kMaxChunk], divergence[kMaxChunk], difference[kMaxChunk];
     short order[kMaxChunk];
     int near = 0, far = n;
-    for (int i = 0; i < n; ++i) order[math::detail::vmf_is_near(c, k1[i], k2[i]) ? near++ : --far] = static_cast<short>(i);
+    for (int i = 0; i < n; ++i)
+      order[math::detail::vmf_is_near(c, k1[i], k2[i]) ? near++ : --far] = static_cast<short>(i);
     for (int i = 0; i < n; ++i) a[i] = k1[order[i]], b[i] = k2[order[i]];
     near_pairs(c, a, b, divergence, difference, near);
     if (near < n) far_pairs(c, a + near, b + near, divergence + near, difference + near, n - near);

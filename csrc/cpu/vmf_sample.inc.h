@@ -278,19 +278,24 @@ template <typename T> void vmf_cosine_gradient(std::int64_t dim, const T* concen
                                                const T* one_minus_mean, const T* w, const T* one_minus_w, T* out,
                                                int n) {
   for (int g = 0; g < n; g += kLanes) {
-    math::VmfTail tails[kLanes];
-    double sum[kLanes] = {};
+    double part[8][kLanes], sum[kLanes] = {};  // the tails, one array a field: no strided loads in the loop over nodes
 #pragma omp simd
     for (int l = 0; l < kLanes; ++l) {
       const int i = g + l < n ? g + l : n - 1;
-      tails[l] = math::vmf_tail(dim, concentration[i], mean[i], one_minus_mean[i], w[i], one_minus_w[i]);
+      const auto t = math::vmf_tail(dim, concentration[i], mean[i], one_minus_mean[i], w[i], one_minus_w[i]);
+      part[0][l] = t.concentration, part[1][l] = t.power, part[2][l] = t.side, part[3][l] = t.half_sine;
+      part[4][l] = t.half_cosine, part[5][l] = t.cotangent, part[6][l] = t.deviation, part[7][l] = t.span;
     }
+    const auto tail = [&part](int l) {
+      return math::VmfTail{part[0][l], part[1][l], part[2][l], part[3][l],
+                           part[4][l], part[5][l], part[6][l], part[7][l]};
+    };
     for (int node = 0; node < math::vmf_nodes; ++node) {
       const double x = math::vmf_node(node), c = math::vmf_weight(node);
 #pragma omp simd
-      for (int l = 0; l < kLanes; ++l) sum[l] += c * math::vmf_tail_term(tails[l], x);
+      for (int l = 0; l < kLanes; ++l) sum[l] += c * math::vmf_tail_term(tail(l), x);
     }
-    for (int l = 0; l < kLanes && g + l < n; ++l) out[g + l] = static_cast<T>(math::vmf_tail_result(tails[l], sum[l]));
+    for (int l = 0; l < kLanes && g + l < n; ++l) out[g + l] = static_cast<T>(math::vmf_tail_result(tail(l), sum[l]));
   }
 }
 

@@ -68,10 +68,11 @@ vmf_log_prob_teams(const __grid_constant__ Elementwise e, const __grid_constant_
   const Team<false> team{lanes};
   for (int first = 0; first < group; first += teams) {
     const int slot = first + lane / lanes;
-    const std::int64_t row = base + slot, i = slot < group && row < e.numel ? row : e.numel - 1;
+    const bool valid = slot < group && base + slot < e.numel;
+    const std::int64_t i = valid ? base + slot : e.numel - 1;
     const double row_k = __shfl_sync(kFullWarp, k, slot & (kWarp - 1)), row_c = __shfl_sync(kFullWarp, log_c, slot & (kWarp - 1));
     const double sum = team.sum(dot(row_of<T>(e, 0, i), row_of<T>(e, 1, i), c.dim, team.lane(), lanes));
-    if (team.lane() == 0 && i == row) out[i] = T(row_c + row_k * sum);
+    if (valid && team.lane() == 0) out[i] = T(row_c + row_k * sum);
   }
 }
 template <typename T> __global__ void __launch_bounds__(kRowThreads)

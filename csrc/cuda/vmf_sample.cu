@@ -78,7 +78,7 @@ __device__ __forceinline__ math::VmfCosine draw_cosine(std::int64_t dim, double 
   const unsigned slots = group == kWarp ? 1u : kFullWarp / ((1u << group) - 1u);  // slot 0's lanes
   math::VmfCosine cosine{math::quiet_nan<double>(), math::quiet_nan<double>()};
   bool done = !wanted;
-  for (int first = 0; first < math::vmf_max_attempts; first += kWarp / group) {
+  for (std::uint32_t first = 0; first < math::vmf_max_attempts; first += kWarp / group) {
     const std::uint32_t attempt = first + lane / group, block = math::vmf_blocks_per_attempt * attempt;
     const auto proposal = math::noise(seed, step, math::Stream::vmf_rejection, id, block);
     const auto test = math::noise(seed, step, math::Stream::vmf_rejection, id, block + 1);

@@ -1,9 +1,10 @@
-// log I_v, log K_v, their exponentially scaled forms, ratios of neighbouring orders, and derivatives in v and x: one element.
+// log I_v, log K_v, their exponentially scaled forms, ratios of neighbouring orders, and derivatives in v and x: one
+// element.
 //
 // The plane v >= 0, x > 0 falls into regimes, each with a branch-free kernel of its own:
 //   hypot(v, x) >= 25 (float: 10)   Debye's expansion, fewer terms the larger r          bessel_debye.h
 //   below, I                        the ascending series, fewer terms the smaller x      bessel_series.h
-//   below, K                        Temme's series, or a trapezoid rule for larger x     bessel_k_small.h
+//   below, K                        Temme's series, or polynomials for larger x         bessel_k_small.h
 //   the rim and outside             limits, nan                                          bessel_edge.h
 // A CPU kernel sorts its elements by `bessel_regime` and calls `bessel_kernel<R>`; a GPU thread calls `bessel_element`.
 // The choice depends on the element alone, so results do not depend on how a tensor is cut.
@@ -17,14 +18,15 @@
 
 namespace fokker::math {
 
-// Debye tiers, largest r first: for hypot(v, x) >= debye_radius(tier), debye_terms(tier) terms leave less than 1e-16 (float: 3e-8).
-template <typename T> inline constexpr int kDebyeTiers = sizeof(T) == 8 ? 5 : 4;
+// Debye tiers, largest r first: for hypot(v, x) >= debye_radius(tier), debye_terms(tier) terms leave less than 1e-16
+// (float: 3e-8).
+template <typename T> inline constexpr int kDebyeTiers = sizeof(T) == 8 ? 3 : 2;
 template <typename T> FK_HD constexpr int debye_radius(int tier) {
-  constexpr int f64[] = {1000, 200, 80, 40, 25}, f32[] = {200, 60, 20, 10};
+  constexpr int f64[] = {200, 40, 25}, f32[] = {60, 10};
   return sizeof(T) == 8 ? f64[tier] : f32[tier];
 }
 FK_HD constexpr int debye_terms(int tier, bool is_double) {
-  constexpr int f64[] = {5, 7, 9, 12, 17}, f32[] = {2, 3, 5, 9};
+  constexpr int f64[] = {7, 12, 17}, f32[] = {3, 9};
   return is_double ? f64[tier] : f32[tier];
 }
 // The tier of r = hypot(v, x); kDebyeTiers<T> where no expansion holds.
@@ -35,17 +37,17 @@ template <typename T> FK_HD FK_INLINE constexpr int debye_tier(T r) {
 }
 
 // Tiers of K below the Debye region: by x, and by the order, which bounds the length of a recurrence.
-inline constexpr int kKSmallTiers = 6;
+inline constexpr int kKSmallTiers = 4;
 template <typename T> FK_HD FK_INLINE int k_small_tier(T v, T x) {
-  return (x > T(2) ? 3 : 0) + (v > T(1.5) ? 1 : 0) + (v > T(5.5) ? 1 : 0);
+  return (k_uses_series(v, x) ? 0 : 2) + (v > T(5.5) ? 1 : 0);
 }
 template <Fn F, int Order, int Tier, typename T> FK_HD FK_INLINE void k_small(T v, T x, T* out) {
-  constexpr int steps = Tier % 3 == 0 ? 2 : (Tier % 3 == 1 ? 6 : detail::k_max_steps<T>);
-  if constexpr (Tier < 3) k_temme<F, Order, T, steps>(v, x, out);
-  else k_trapezoid<F, Order, T, steps>(v, x, out);
+  constexpr int steps = Tier % 2 == 0 ? 6 : detail::k_max_steps<T>;
+  if constexpr (Tier < 2) k_temme<F, Order, T, steps>(v, x, out);
+  else k_large<F, Order, T, steps>(v, x, out);
 }
 
-// Regimes: the Debye tiers, Debye with scaling, the small tiers of the function, small with a tiny x, the edges.
+// Regimes in order: the Debye tiers, Debye with scaling, the small tiers of the function, the edges.
 template <Fn F, typename T> inline constexpr int kSmallTiers = is_k(F) ? kKSmallTiers : kSeriesTiers<T>;
 template <typename T> inline constexpr int kScaledRegime = kDebyeTiers<T>;
 template <typename T> inline constexpr int kSmallRegime = kScaledRegime<T> + 1;
@@ -71,7 +73,8 @@ template <Fn F, typename T> FK_HD FK_INLINE int bessel_regime(T v, T x) {
 template <Fn F, int Order, int R, typename T> FK_HD FK_INLINE void bessel_kernel(T v, T x, T* out) {
   constexpr bool is_double = sizeof(T) == 8;
   if constexpr (R < kDebyeTiers<T>) debye<F, Order, debye_terms(R, is_double)>(v, x, out);
-  else if constexpr (R == kScaledRegime<T>) debye<F, Order, debye_terms(kDebyeTiers<T> - 1, is_double), true>(v, x, out);
+  else if constexpr (R == kScaledRegime<T>)
+    debye<F, Order, debye_terms(kDebyeTiers<T> - 1, is_double), true>(v, x, out);
   else if constexpr (R == kEdgeRegime<F, T>) bessel_edge<F, Order>(v, x, out);
   else if constexpr (is_k(F)) k_small<F, Order, R - kSmallRegime<T>>(v, x, out);
   else iv_series<F, Order, R - kSmallRegime<T>>(v, x, out);

@@ -1,4 +1,5 @@
-// The six log-Bessel functions and their derivatives for hypot(v, x) >= 25 (float: 10), by Debye's expansion in polar form.
+// The six log-Bessel functions and their derivatives for hypot(v, x) >= 25 (float: 10), by Debye's expansion in polar
+// form.
 //
 //   r = hypot(v, x), w = 1/r, s = (v/r)^2, L = r + v log(x / (v + r)),   DLMF 10.41.3-4, 10.41.7
 //   log I_v(x) =  L - log(2 pi r)/2   + sum_k D_k(s) w^k
@@ -88,14 +89,14 @@ template <int Dv, int Dx, int K, typename T> FK_HD FK_INLINE T debye_sum(T s, T 
 
 // Where v^2 + x^2 or a low part could leave the range of T: scale by powers of two.
 template <typename T> struct DebyeScale {
-  static constexpr int huge = sizeof(T) == 8 ? 500 : 60;   // v or x above 2^huge
+  static constexpr int huge = sizeof(T) == 8 ? 500 : 60;    // v or x above 2^huge
   static constexpr int down = sizeof(T) == 8 ? 600 : 68;    // is multiplied by 2^-down
   static constexpr int tiny = sizeof(T) == 8 ? -500 : -60;  // x below 2^tiny
   static constexpr int up = sizeof(T) == 8 ? 560 : 100;     // is multiplied by 2^up
 };
 
-// Everything the formulas share. With Scaled, v, xs, r, r_lo are the true ones times `down`, x the true one times `up`: where
-// v is huge and x is not, xs would be too small.
+// Everything the formulas share. With Scaled, v, xs, r, r_lo are the true ones times `down`, x the true one times `up`:
+// where v is huge and x is not, xs would be too small.
 template <bool Scaled, typename T> struct Polar {
   T v, xs, x, down, up, k;  // x / (v + r) in terms of the true ones: 2^k times that of the scaled ones
   T r, r_lo, w, vw, xw, s;  // w = 1/r of the true r
@@ -134,7 +135,8 @@ template <bool Scaled, typename T> struct Polar {
 };
 
 // asinh(v/x) = k ln 2 + 2 atanh(s); for v << x, s = v / (r + x) = tau keeps the relative precision of v.
-template <bool Scaled, typename T> FK_HD FK_INLINE RatioLog<T> debye_asinh(const Polar<Scaled, T>& p, DoubleWord<T> tau) {
+template <bool Scaled, typename T>
+FK_HD FK_INLINE RatioLog<T> debye_asinh(const Polar<Scaled, T>& p, DoubleWord<T> tau) {
   auto q = ratio_log(p.v_plus_r(), DoubleWord<T>{p.x, T(0)});
   q.k -= p.k;
   return {q.k, {q.k == T(0) ? tau.hi : q.s.hi, q.k == T(0) ? tau.lo : q.s.lo}};
@@ -144,6 +146,25 @@ template <bool Scaled, typename T> FK_HD FK_INLINE DoubleWord<T> debye_tau(const
   const auto d = fast_two_sum(p.r, p.xs);
   const T reciprocal = T(1) / d.hi, tau = p.v * reciprocal;
   return {tau, (residual(p.v, tau, d.hi) - tau * (d.lo + p.r_lo)) * reciprocal};
+}
+
+// (v + r) / x = exp(asinh(v/x)), or its inverse, to little more than the final rounding.
+template <bool Positive, bool Scaled, typename T> FK_HD FK_INLINE T debye_exp_asinh(const Polar<Scaled, T>& p) {
+  const auto t = p.v_plus_r();
+  if constexpr (Positive) {
+    const T reciprocal = T(1) / p.x, q = t.hi * reciprocal;
+    const T value = q + (residual(t.hi, q, p.x) + t.lo) * reciprocal;
+    return Scaled ? value * p.up / p.down : value;
+  } else {
+    const T reciprocal = T(1) / t.hi, q = p.xs * reciprocal;
+    return q + (residual(p.xs, q, t.hi) - q * t.lo) * reciprocal;
+  }
+}
+
+// With Scaled the logarithm may leave the range of T; its low parts are nan then.
+template <bool Scaled, typename T> FK_HD FK_INLINE T finite_or(T value, T big) {
+  if constexpr (Scaled) return abs(big) < infinity<T>() ? value : big;
+  else return value;
 }
 
 // sign L - log(r)/2 + hi + lo + sum, all of it in about twice the working precision but `sum`.
@@ -159,11 +180,13 @@ template <bool Scaled, typename T> FK_HD FK_INLINE T debye_log(const Polar<Scale
   if constexpr (Scaled) big = big / p.down, rest = rest / p.down;
   const auto total = two_sum(big, mad(T(-0.5) * l.k, C::ln2_hi, hi));
   const T half = mad(T(-0.5), mad(l.k, C::ln2_lo, l.rest), mad(T(-0.5) * p.r_lo, p.w / p.down, lo));
-  return total.hi + (total.lo + (rest + (sum + half)));
+  return finite_or<Scaled>(total.hi + (total.lo + (rest + (sum + half))), big);
 }
 
-// sign (L - x) - log(r)/2 + hi + lo + sum; L - x = -v (asinh(v/x) - tau), whose leading terms have two words: log(K e^x) crosses 0.
-template <bool Scaled, typename T> FK_HD FK_INLINE T debye_log_scaled(const Polar<Scaled, T>& p, T sign, T hi, T lo, T sum) {
+// sign (L - x) - log(r)/2 + hi + lo + sum; L - x = -v (asinh(v/x) - tau). The leading terms have two words because
+// log(K e^x) crosses zero.
+template <bool Scaled, typename T>
+FK_HD FK_INLINE T debye_log_scaled(const Polar<Scaled, T>& p, T sign, T hi, T lo, T sum) {
   using C = LogConstants<T>;
   const auto tau = debye_tau(p);
   const auto q = debye_asinh(p, tau);
@@ -175,18 +198,19 @@ template <bool Scaled, typename T> FK_HD FK_INLINE T debye_log_scaled(const Pola
   T big = -sign * ab.hi, rest = -sign * (ab.lo + ((a.lo + b.lo) + small));
   if constexpr (Scaled) big = big / p.down, rest = rest / p.down;
   const auto total = two_sum(big, mad(T(-0.5) * l.k, C::ln2_hi, hi));
-  return total.hi + (total.lo + (rest + (sum + mad(T(-0.5), mad(l.k, C::ln2_lo, l.rest), lo))));
+  const T value = total.hi + (total.lo + (rest + (sum + mad(T(-0.5), mad(l.k, C::ln2_lo, l.rest), lo))));
+  return finite_or<Scaled>(value, big);
 }
 
 }  // namespace detail
 
 // Value (Order 0), (d/dv, d/dx) (Order 1) or (d2/dv2, d2/dvdx, d2/dx2) (Order 2) of F with K terms of the sum.
-// Scaled: for v or x above 2^500 (float 2^60) or x below 2^-500 (2^-60); slower, any K serves there.
+// Scaled: for v or x above 2^500 (float 2^60) or x below 2^-500 (2^-60).
 template <Fn F, int Order, int K, bool Scaled = false, typename T> FK_HD FK_INLINE void debye(T v, T x, T* out) {
   using C = detail::LogConstants<T>;
   using detail::debye_sum;
   const detail::Polar<Scaled, T> p(v, x);
-  const T sign = is_k(F) ? T(-1) : T(1);                 // of L
+  const T sign = is_k(F) ? T(-1) : T(1);  // of L
   const T w = p.w, sw = sign * w, s = p.s, vw = p.vw, xw = p.xw;
   if constexpr (Order == 0 && !is_ratio(F)) {
     const T sum = debye_sum<0, 0, K>(s, sw);
@@ -206,8 +230,7 @@ template <Fn F, int Order, int K, bool Scaled = false, typename T> FK_HD FK_INLI
     out[2] = w * w * debye_sum<0, 2, K>(s, sw) - sign * p.over_x(vw * u);
   } else {
     // (v + r)/x = exp(asinh(v/x)) for K, its inverse for I; the sum enters with the sign of L.
-    const T t = p.v + p.r, one_vw = T(1) + vw;
-    const T lead = is_k(F) ? p.scaled_over_x(t) : p.xs / t;
+    const T lead = detail::debye_exp_asinh<is_k(F)>(p), one_vw = T(1) + vw;
     if constexpr (Order == 0) {
       out[0] = mad(sign * xw * w, debye_sum<0, 1, K>(s, sw), lead);
     } else if constexpr (Order == 1) {

@@ -1,4 +1,5 @@
-// Limits of the log-Bessel functions and their derivatives on the rim of the domain: x = 0, x = inf, v = inf; nan outside it.
+// Limits of the log-Bessel functions and their derivatives on the rim of the domain: x = 0, x = inf, v = inf; nan
+// outside it.
 #pragma once
 
 #include "math/bessel_debye.h"

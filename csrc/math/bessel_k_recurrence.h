@@ -7,9 +7,12 @@
 
 namespace fokker::math {
 
-// Where Temme's series hands over to the polynomials of bessel_k_large.h. The series holds up to x = 2, but K is a difference
-// there, and loses digits as x grows; float has none to lose.
-template <typename T> inline constexpr T k_seam = sizeof(T) == 8 ? T(1) : T(0.0625);
+// Where K is computed by Temme's series rather than by the polynomials of bessel_k_large.h: where the first has the
+// smaller error. Both hold around the border, so that nothing but the last digit depends on it.
+template <typename T> FK_HD FK_INLINE bool k_uses_series(T v, T x) {
+  if constexpr (sizeof(T) == 8) return x <= T(1);
+  else return x <= (v > T(0.5) ? T(0.35) : T(0.16));
+}
 
 namespace detail {
 
@@ -22,8 +25,8 @@ template <typename T> struct KCoefficients {
   T mu, n, b, c, c_lo;  // c_lo: what c lost, for Precise steps
 };
 
-// The state at j = max(n, 1). Everything nonlinear in k below obeys a recurrence of its own, which saves the digits that
-// forming it from k, k', k'' would cancel: for large v these are in the ratio 1 : log v : log(v)^2, and W / k^2 ~ 1 / v.
+// The state at j = max(n, 1). Everything nonlinear in k below obeys a recurrence of its own, which saves the digits
+// that forming it from k, k', k'' would cancel: k' / k grows like log v, while W / k^2 falls like 1 / v.
 template <typename T> struct KState {
   T before, k;        // k_{j-1}, k_j
   T before_d1, d1;    // derivatives in mu
@@ -35,17 +38,26 @@ template <typename T> struct KState {
   T before_lo, k_lo;  // Precise: the words below k_{j-1}, k_j
 };
 template <typename T> FK_HD FK_INLINE KState<T> k_state(Jet<T> k0, Jet<T> k1, T excess, T k0_lo, T k1_lo) {
-  return {k0.f, k1.f, k0.d1, k1.d1, mad(k1.d1, k0.f, -(k1.f * k0.d1)), mad(k1.d2, k0.f, -(k1.f * k0.d2)),
-          mad(k0.f, k0.d2, -(k0.d1 * k0.d1)), mad(k1.f, k1.d2, -(k1.d1 * k1.d1)),
-          mad(k0.f, k1.d2, mad(k1.f, k0.d2, T(-2) * k0.d1 * k1.d1)), excess, k0_lo, k1_lo};
+  return {k0.f,
+          k1.f,
+          k0.d1,
+          k1.d1,
+          mad(k1.d1, k0.f, -(k1.f * k0.d1)),
+          mad(k1.d2, k0.f, -(k1.f * k0.d2)),
+          mad(k0.f, k0.d2, -(k0.d1 * k0.d1)),
+          mad(k1.f, k1.d2, -(k1.d1 * k1.d1)),
+          mad(k0.f, k1.d2, mad(k1.f, k0.d2, T(-2) * k0.d1 * k1.d1)),
+          excess,
+          k0_lo,
+          k1_lo};
 }
 
-template <int J, bool Precise, typename T> FK_HD FK_INLINE KState<T> k_step(KState<T> s, KCoefficients<T> q) {
-  const bool go = T(J) < q.n;
-  const T b = q.b, c = q.c, t = q.mu + T(J), a = c * t;
+template <bool Precise, typename T> FK_HD FK_INLINE KState<T> k_step(KState<T> s, KCoefficients<T> q, T j) {
+  const bool go = j < q.n;
+  const T b = q.b, c = q.c, t = q.mu + j, a = c * t;
   T next, next_lo = T(0);
   if constexpr (Precise) {
-    const T a_lo = mad(c, q.mu - (t - T(J)), mad(q.c_lo, t, two_prod(c, t).lo));
+    const T a_lo = mad(c, q.mu - (t - j), mad(q.c_lo, t, two_prod(c, t).lo));
     const auto p = two_prod(a, s.k), sum = two_sum(p.hi, b * s.before);
     next = sum.hi;
     next_lo = (p.lo + sum.lo) + mad(a, s.k_lo, mad(a_lo, s.k, b * s.before_lo));
@@ -55,9 +67,10 @@ template <int J, bool Precise, typename T> FK_HD FK_INLINE KState<T> k_step(KSta
   const T next_d1 = mad(a, s.d1, mad(b, s.before_d1, c * s.k));
   const T casoratian = mad(c * s.k, s.k, -(b * s.casoratian));
   const T casoratian_d1 = mad((c + c) * s.k, s.d1, -(b * s.casoratian_d1));
-  const T next_w = mad(a, mad(a, s.w, b * s.cross), mad(b * b, s.before_w, c * mad(b + b, s.casoratian, -(c * s.k * s.k))));
+  const T next_w =
+      mad(a, mad(a, s.w, b * s.cross), mad(b * b, s.before_w, c * mad(b + b, s.casoratian, -(c * s.k * s.k))));
   const T cross = mad(a + a, s.w, b * s.cross);
-  const T half = (T(0.5) * c) * (q.mu + T(J + 0.5));
+  const T half = (T(0.5) * c) * (q.mu + (j + T(0.5)));
   const T excess = mad(half * half, s.k, (half - T(1)) * s.excess);
   return {go ? s.k : s.before,
           go ? next : s.k,
@@ -73,10 +86,16 @@ template <int J, bool Precise, typename T> FK_HD FK_INLINE KState<T> k_step(KSta
           go ? next_lo : s.k_lo};
 }
 
-template <int J, int Steps, bool Precise = false, typename T>
+// A GPU thread loops as long as it has to; a vector of lanes steps together and masks.
+template <int Steps, bool Precise, int J = 1, typename T>
 FK_HD FK_INLINE KState<T> k_advance(KState<T> s, KCoefficients<T> q) {
+#ifdef __CUDA_ARCH__
+  for (T j = T(1); j < min(q.n, T(Steps)); j += T(1)) s = k_step<Precise>(s, q, j);
+  return s;
+#else
   if constexpr (J >= Steps) return s;
-  else return k_advance<J + 1, Steps, Precise>(k_step<J, Precise>(s, q), q);
+  else return k_advance<Steps, Precise, J + 1>(k_step<Precise>(s, q, T(J)), q);
+#endif
 }
 
 }  // namespace detail

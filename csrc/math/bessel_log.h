@@ -1,7 +1,8 @@
 // Logarithms as the Bessel kernels need them: of a ratio, and with the large exact part kept apart from the rest.
 //
-// log(a / b) = k ln 2 + 2 atanh(s), s = (m - b) / (m + b), m = a 2^-k, 2/3 <= m / b <= 3/2. The difference is exact (Sterbenz), so one division serves for quotient and logarithm, and
-// s carries twice the working precision when a and b do.
+// log(a / b) = k ln 2 + 2 atanh(s), s = (m - b) / (m + b), m = a 2^-k, 2/3 <= m / b <= 3/2. The difference is exact
+// (Sterbenz), so one division serves for quotient and logarithm, and s carries twice the working precision when a and b
+// do.
 #pragma once
 
 #include "math/double_word.h"
@@ -10,12 +11,14 @@
 namespace fokker::math {
 namespace detail {
 
-// Each constant is hi + lo with hi a multiple of 2^-40 (double) or 2^-15 (float), so that k ln2_hi and sums of them are exact.
+// Each constant is hi + lo with hi a multiple of 2^-40 (double) or 2^-15 (float), so that k ln2_hi and sums of them are
+// exact.
 template <typename T> struct LogConstants;
 template <> struct LogConstants<double> {
   static constexpr double ln2_hi = 0.6931471805601177038624883, ln2_lo = -1.7239444525614834773e-13;
   static constexpr double half_log_2pi_hi = 0.9189385332047095289453864, half_log_2pi_lo = -3.6787165056673353904e-14;
-  static constexpr double half_log_half_pi_hi = 0.2257913526445918250828981, half_log_half_pi_lo = 1.3560728019947499383e-13;
+  static constexpr double half_log_half_pi_hi = 0.2257913526445918250828981,
+                          half_log_half_pi_lo = 1.3560728019947499383e-13;
   static constexpr double log_16_53_hi = -1.197703191312029957771301, log_16_53_lo = -3.106387042393836651e-13;
 };
 template <> struct LogConstants<float> {
@@ -64,8 +67,9 @@ template <typename T> struct RatioLog {
   }
 };
 
-// k with 2/3 <= (a / b) 2^-k <= 3/2, and 2^-k, which must be normal: the difference of the bit patterns, read as a number,
-// is log2(a/b) but for mantissas taken as linear. No comparison: gcc makes branches of nested ones and the loop stays scalar.
+// k with 2/3 <= (a / b) 2^-k <= 3/2, and 2^-k, which must be normal: the difference of the bit patterns, read as a
+// number, is log2(a/b) but for mantissas taken as linear. No comparison: gcc makes branches of nested ones and the loop
+// stays scalar.
 template <typename T> struct RatioScale {
   T k, inverse;
 };
@@ -91,11 +95,13 @@ template <typename T> FK_HD FK_INLINE RatioLog<T> ratio_log(DoubleWord<T> a, Dou
   return {p.k, {s, rest * reciprocal}};
 }
 
-// As above for a and b without low parts, s to working precision only (s.lo = 0).
+// As above for a and b without low parts.
 template <typename T> FK_HD FK_INLINE RatioLog<T> ratio_log(T a, T b) {
   const auto p = ratio_scale(a, b);
-  const T m = a * p.inverse;
-  return {p.k, {(m - b) / (m + b), T(0)}};
+  const T m = a * p.inverse, num = m - b;
+  const auto den = two_sum(m, b);
+  const T reciprocal = T(1) / den.hi, s = num * reciprocal;
+  return {p.k, {s, (residual(num, s, den.hi) - s * den.lo) * reciprocal}};
 }
 
 // log(a) = k ln 2 + rest for positive normal a.

@@ -2,8 +2,9 @@
 //
 //   I_v(x) = (x/2)^v / Gamma(v+1) S,  S = sum_k y^k / (k! (v+1)_k),  y = x^2/4            DLMF 10.25.2
 //
-// S = A_1 / B_1 by the division-free pair B_k = k (v+k) B_{k+1}, A_k = B_k + y A_{k+1}; every term is positive. Derivatives of S ride
-// along as derivatives of the pair, and psi(v+1) + d log B/dv = psi(v+N+1) leaves digamma only where its expansion is short.
+// S = A_1 / B_1 by the division-free pair B_k = k (v+k) B_{k+1}, A_k = B_k + y A_{k+1}; every term is positive.
+// Derivatives of S ride along as derivatives of the pair, and psi(v+1) + d log B/dv = psi(v+N+1) leaves digamma only
+// where its expansion is short.
 #pragma once
 
 #include "math/bessel_fn.h"
@@ -14,26 +15,34 @@ namespace detail {
 
 // A and B with their partial derivatives (v: order, y: argument).
 template <typename T> struct SeriesSums {
-  T a, b, u;               // u = a / b - 1
-  T ay, ayy, ayyy;         //
+  DoubleWord<T> a, b, excess;  // excess = a - b without cancellation
+  DoubleWord<T> ay;
+  T ayy, ayyy;
   T av, avv, ayv, ayvv, ayyv;
 };
 
 // The float sums would overflow: both recurrences are multiplied by `scale`, which all quotients are free of.
 template <typename T> FK_HD constexpr T series_scale() { return sizeof(T) == 8 ? T(1) : T(0.0625); }
 
-template <int N, typename T> FK_HD FK_INLINE SeriesSums<T> iv_series_sums(T v, T y0) {
+// In single precision the last steps, whose roundings weigh most, keep their low parts.
+template <typename T> inline constexpr int kSeriesLowSteps = sizeof(T) == 8 ? 0 : 2;
+
+template <int N, typename T> FK_HD FK_INLINE SeriesSums<T> iv_series_sums(T v, DoubleWord<T> square) {
   constexpr T scale = series_scale<T>();
-  const T y = y0 * scale;
-  T a = T(1), b = T(1), ay = T(0), ayy = T(0), ayyy = T(0);
-  T av = T(0), bv = T(0), avv = T(0), bvv = T(0), ayv = T(0), ayvv = T(0), ayyv = T(0), u = T(0);
+  const T y = square.hi * scale, y_lo = square.lo * scale;
+  T a = T(1), b = T(1), a_lo = T(0), b_lo = T(0), ay = T(0), ay_lo = T(0), ayy = T(0), ayyy = T(0);
+  T av = T(0), bv = T(0), avv = T(0), bvv = T(0), ayv = T(0), ayvv = T(0), ayyv = T(0);
+  DoubleWord<T> excess = {T(0), T(0)};
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 64
+#endif
   for (int k = N; k >= 1; --k) {
-    const T kc = T(k) * scale, t = kc * (v + T(k));
+    const T kc = T(k) * scale, kk = T(k) * kc, t = mad(kc, v, kk);
+    if (k == kSeriesLowSteps<T>) a_lo = y_lo * ay, ay_lo = y_lo * ayy;
     bvv = mad(t, bvv, T(2) * kc * bv);
     bv = mad(t, bv, kc * b);
-    b = t * b;
-    if (k == 1) u = y * a / b;
     ayyv = mad(y, ayyv, T(2) * ayv);
     ayvv = mad(y, ayvv, avv);
     ayv = mad(y, ayv, av);
@@ -41,72 +50,98 @@ template <int N, typename T> FK_HD FK_INLINE SeriesSums<T> iv_series_sums(T v, T
     av = mad(y, av, bv);
     ayyy = mad(y, ayyy, T(3) * ayy);
     ayy = mad(y, ayy, T(2) * ay);
-    ay = mad(y, ay, a);
-    a = mad(y, a, b);
+    if (k <= kSeriesLowSteps<T>) {
+      const auto kv = two_prod(kc, v), t2 = two_sum(kv.hi, kk);  // k (v + k)
+      const auto p = two_prod(t2.hi, b), q = two_prod(y, a), s = two_sum(q.hi, p.hi);
+      const auto r = two_prod(y, ay), u = two_sum(r.hi, a);
+      ay_lo = (u.lo + r.lo) + mad(y, ay_lo, mad(y_lo, ay, a_lo));
+      b_lo = p.lo + mad(t2.hi, b_lo, (t2.lo + kv.lo) * b);
+      excess = {q.hi, q.lo + mad(y, a_lo, y_lo * a)};
+      b = p.hi, a = s.hi, ay = u.hi, a_lo = s.lo + (excess.lo + b_lo);
+    } else {
+      excess.hi = y * a;
+      ay = mad(y, ay, a);
+      b = t * b, a = mad(y, a, b);
+    }
   }
-  ay *= scale, ayy *= scale * scale, ayyy *= scale * scale * scale, ayv *= scale, ayvv *= scale, ayyv *= scale * scale;
-  return {a, b, u, ay, ayy, ayyy, av, avv, ayv, ayvv, ayyv};
+  ay *= scale, ay_lo *= scale, ayy *= scale * scale, ayyy *= scale * scale * scale, ayv *= scale, ayvv *= scale,
+      ayyv *= scale * scale;
+  return {{a, a_lo}, {b, b_lo}, excess, {ay, ay_lo}, ayy, ayyy, av, avv, ayv, ayvv, ayyv};
 }
 
 // log(Gamma(1 + v)) / v on [0, 1/4].
 template <typename T> FK_HD FK_INLINE T log_gamma1p_over_v(T v) {
   if constexpr (sizeof(T) == 8) {
-    constexpr T c[] = {-0.577215664901532709, 0.822467033423938126,  -0.400685634353012461, 0.270580805906176735,
-                       -0.207385452633226677, 0.169554900116075458,  -0.144016263164178606, 0.125179245416448552,
+    constexpr T c[] = {-0.577215664901532709, 0.822467033423938126,  -0.400685634353012461,  0.270580805906176735,
+                       -0.207385452633226677, 0.169554900116075458,  -0.144016263164178606,  0.125179245416448552,
                        -0.109133182277264841, 0.0901359179267493515, -0.0607120147368503745, 0.0233389205109973962};
     return horner(c, v);
   } else {
-    constexpr T c[] = {T(-0.57721565549578873), T(0.822464316464711365), T(-0.400556879788910285),
+    constexpr T c[] = {T(-0.57721565549578873), T(0.822464316464711365),  T(-0.400556879788910285),
                        T(0.268312364223654636), T(-0.188785569815725678), T(0.0943169169015925601)};
     return horner(c, v);
   }
 }
 
-// Stirling's sum S(z) = log Gamma(z) - (z - 1/2) log z + z - log(2 pi)/2, z >= 9 (float: z >= 5)   DLMF 5.11.1
+// log Gamma is Stirling's at z = v + 1 + shift. In single precision a product (v+1) ... (v+shift) would cost too many
+// digits.
+template <typename T> inline constexpr int kGammaShift = sizeof(T) == 8 ? 8 : 0;
+
+// Stirling's sum S = log Gamma(z) - (z - 1/2) log z + z - log(2 pi)/2, iz = 1/z: the expansion (DLMF 5.11.1) for z >=
+// 9, in single precision a fit in Chebyshev nodes for 1.25 <= z <= 11.2.
 template <typename T> FK_HD FK_INLINE T stirling(T iz) {
   if constexpr (sizeof(T) == 8) {
     constexpr T c[] = {1.0 / 12, -1.0 / 360, 1.0 / 1260, -1.0 / 1680, 1.0 / 1188, -691.0 / 360360, 1.0 / 156};
     return iz * horner(c, iz * iz);
   } else {
-    constexpr T c[] = {T(1.0 / 12), T(-1.0 / 360), T(1.0 / 1260), T(-1.0 / 1680)};
-    return iz * horner(c, iz * iz);
+    constexpr T c[] = {T(0.0833333721642869819),     T(-1.1550193147731333e-6), T(-0.00276396942133596276),
+                       T(-0.0000876013136406057365), T(0.00111728499310867596), T(-0.000698379381447609621),
+                       T(0.000162155589128493277)};
+    return iz * horner(c, iz);
   }
 }
 
-// log((v+1) ... (v+m)) - (m - 1/2) log z with z = v + m + 1 as hi + lo, hi an exact multiple of ln2_hi; m = 8 (float: 4).
-template <typename T> FK_HD FK_INLINE DoubleWord<T> log_rising_over_power(T v, T z, T iz) {
+// log((v+1) ... (v+shift)) - (shift + 1/2) log z as hi + lo, hi an exact multiple of ln2_hi.
+template <typename T> FK_HD FK_INLINE DoubleWord<T> log_product_over_power(T v, T z, T iz) {
   using C = LogConstants<T>;
-  if constexpr (sizeof(T) == 8) {
+  T inside, rest;
+  if constexpr (kGammaShift<T> == 8) {
     const T c = v * z, p = ((c + T(8)) * (c + T(20))) * ((c + T(14)) * (c + T(18)));
     const T i2 = iz * iz, i4 = i2 * i2, q = p * (i4 * i4);
-    const auto l = split_log((q * q) * iz);
-    const T k = T(0.5) * l.k, error = residual(T(1), z, iz);  // of the rounded 1/z
-    return {k * C::ln2_hi, mad(k, C::ln2_lo, mad(T(0.5), l.rest, T(8.5) * error))};
+    inside = (q * q) * iz, rest = T(8.5) * residual(T(1), z, iz);  // the last for the rounding of iz
   } else {
-    // p = (c + 4)(c + 6) = (c + 5)^2 - 1, c = v (v + 5): in single precision its logarithm wants two words.
-    const auto d = add(add(two_prod(v, v), two_prod(v, T(5))), T(5));
-    const auto p = add(mul(d, d), T(-1)), z2 = two_prod(z, z);
-    const auto q = ratio_log(p, mul(z2, z2));
-    const auto l = split_log(z);
-    const T k = mad(T(-0.5), l.k, q.k);
-    return {k * C::ln2_hi, mad(k, C::ln2_lo, mad(T(2), q.s.hi, q.tail()) - T(0.5) * l.rest)};
+    inside = z, rest = T(0);
   }
+  const auto l = split_log(inside);
+  const T half = kGammaShift<T> == 8 ? T(0.5) : T(-0.5), k = half * l.k;
+  return {k * C::ln2_hi, mad(k, C::ln2_lo, mad(half, l.rest, rest))};
 }
 
 // v log(x/2) - log Gamma(v+1) as hi + lo; x = x1 2^kx.
 template <typename T> FK_HD FK_INLINE DoubleWord<T> log_power_over_gamma(T v, T x1, T kx) {
   using C = LogConstants<T>;
   const bool small = v < T(0.25);  // there a factor v comes off exactly
-  const T z = v + (sizeof(T) == 8 ? T(9) : T(5)), iz = T(1) / z;
-  auto q = ratio_log(DoubleWord<T>{x1, T(0)}, DoubleWord<T>{small ? T(2) : T(2) * z, T(0)});
+  const T z = v + T(kGammaShift<T> + 1), iz = T(1) / z;
+  auto q = ratio_log(x1, small ? T(2) : T(2) * z);
   q.k += kx;
   const T by_v = v * (q.value() - log_gamma1p_over_v(v));
   const auto a = two_prod(v, q.k * C::ln2_hi), b = two_prod(v, T(2) * q.s.hi);
-  const auto g = log_rising_over_power(v, z, iz);
+  const auto g = log_product_over_power(v, z, iz);
   const auto s1 = two_sum(a.hi, z), s2 = two_sum(s1.hi, g.hi - C::half_log_2pi_hi), s3 = two_sum(s2.hi, b.hi);
-  const T rest = v * (mad(q.k, C::ln2_lo, mad(T(2), q.s.lo, q.tail()))) + (g.lo - stirling(iz) - C::half_log_2pi_lo);
+  const T rest = v * mad(q.k, C::ln2_lo, mad(T(2), q.s.lo, q.tail())) + (g.lo - stirling(iz) - C::half_log_2pi_lo);
   const T lo = (s1.lo + s2.lo + s3.lo) + ((a.lo + b.lo) + rest);
   return {small ? by_v : s3.hi, small ? T(0) : lo};
+}
+
+// log(a / b), a >= b, excess = a - b, as hi + lo with hi an exact multiple of ln2_hi; relatively accurate near a = b.
+template <typename T>
+FK_HD FK_INLINE DoubleWord<T> log_quotient(DoubleWord<T> a, DoubleWord<T> b, DoubleWord<T> excess) {
+  using C = LogConstants<T>;
+  const auto p = ratio_scale(a.hi, b.hi);
+  const T m = a.hi * p.inverse, lo = sizeof(T) == 8 ? T(0) : mad(a.lo, p.inverse, -b.lo);
+  const T num = p.k == T(0) ? excess.hi + excess.lo : (m - b.hi) + lo;
+  const RatioLog<T> q = {p.k, {num / (m + b.hi), T(0)}};
+  return {q.k * C::ln2_hi, mad(q.k, C::ln2_lo, mad(T(2), q.s.hi, q.tail()))};
 }
 
 // log(x/2) - psi(z) for z >= 9; x = x1 2^kx.                                               DLMF 5.11.2
@@ -116,7 +151,8 @@ template <typename T> FK_HD FK_INLINE T log_half_x_minus_digamma(T x1, T kx, T z
   q.k += kx;
   T sum;  // psi(z) - log z + 1/(2z), over -1/z^2
   if constexpr (sizeof(T) == 8) {
-    constexpr T c[] = {1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760, 1.0 / 12, -3617.0 / 8160};
+    constexpr T c[] = {1.0 / 12,  -1.0 / 120,     1.0 / 252, -1.0 / 240,
+                       1.0 / 132, -691.0 / 32760, 1.0 / 12,  -3617.0 / 8160};
     sum = horner(c, w);
   } else {
     constexpr T c[] = {T(1.0 / 12), T(-1.0 / 120), T(1.0 / 252)};
@@ -134,16 +170,15 @@ template <typename T> FK_HD FK_INLINE T trigamma(T z) {
 
 }  // namespace detail
 
-// Tiers by x: how many terms the series wants (v = 0 is the slowest order). Tier 0 is for x near the least normal number.
-template <typename T> inline constexpr int kSeriesTiers = sizeof(T) == 8 ? 7 : 4;
+// Tiers by x: how many terms the series wants (v = 0 is the slowest order). Tier 0 is for x near the least normal
+// number.
+template <typename T> inline constexpr int kSeriesTiers = sizeof(T) == 8 ? 4 : 3;
 template <typename T> FK_HD FK_INLINE int iv_series_tier(T x) {
-  if constexpr (sizeof(T) == 8)
-    return (x > T(1e-290) ? 1 : 0) + (x > T(1) ? 1 : 0) + (x > T(4) ? 1 : 0) + (x > T(8) ? 1 : 0) + (x > T(12) ? 1 : 0) +
-           (x > T(17) ? 1 : 0);
-  else return (x > T(1e-30) ? 1 : 0) + (x > T(2) ? 1 : 0) + (x > T(6) ? 1 : 0);
+  if constexpr (sizeof(T) == 8) return (x > T(1e-290) ? 1 : 0) + (x > T(4) ? 1 : 0) + (x > T(12) ? 1 : 0);
+  else return (x > T(1e-30) ? 1 : 0) + (x > T(4) ? 1 : 0);
 }
 FK_HD constexpr int iv_series_terms(int tier, bool is_double) {
-  constexpr int f64[] = {10, 10, 16, 22, 26, 32, 40}, f32[] = {8, 8, 13, 18};
+  constexpr int f64[] = {10, 16, 26, 40}, f32[] = {8, 10, 18};
   return is_double ? f64[tier] : f32[tier];
 }
 
@@ -154,24 +189,27 @@ template <Fn F, int Order, int Tier, typename T> FK_HD FK_INLINE void iv_series(
   constexpr int up = Lift ? (sizeof(T) == 8 ? 200 : 54) : 0;
   constexpr T lift = detail::power_of_two<T>(up), kx = T(-up);
   const T half = T(0.5) * x, y = half * half;
-  const auto m = detail::iv_series_sums<N>(v, y);
+  const auto m = detail::iv_series_sums<N>(v, two_prod(half, half));
   if constexpr (F != Fn::iv_ratio && Order == 0) {
     const auto head = detail::log_power_over_gamma(v, x * lift, kx);
-    const T tail = head.lo + log1p(m.u);
-    if constexpr (F == Fn::log_iv) {
-      out[0] = head.hi + tail;
-    } else {
-      const auto s = two_sum(head.hi, -x);
-      out[0] = s.hi + (s.lo + tail);
+    const auto sum = detail::log_quotient(m.a, m.b, m.excess);
+    auto s = two_sum(head.hi, sum.hi);
+    T lo = s.lo + (head.lo + sum.lo);
+    if constexpr (F == Fn::log_ive) {
+      s = two_sum(s.hi, -x);
+      lo += s.lo;
     }
+    out[0] = s.hi + lo;
     return;
   }
-  const T ia = T(1) / m.a, q = T(0.5) * m.ay * ia, ratio = x * q;  // I_{v+1}/I_v = x q(v, y)
+  const T ia = T(1) / m.a.hi, ly = m.ay.hi * ia, lv = m.av * ia, q = T(0.5) * ly;
+  T rest = detail::residual(m.ay.hi, ly, m.a.hi);
+  if constexpr (detail::kSeriesLowSteps<T> > 0) rest += m.ay.lo - ly * m.a.lo;
+  const T ratio = mad(half, ly, half * (rest * ia));  // I_{v+1}/I_v = x q(v, y), q = (log S)_y / 2
   if constexpr (F == Fn::iv_ratio && Order == 0) {
-    out[0] = half * m.ay / m.a;
+    out[0] = ratio;
     return;
   }
-  const T lv = m.av * ia, ly = m.ay * ia;
   const T qv = T(0.5) * (m.ayv * ia - ly * lv), qy = T(0.5) * (m.ayy * ia - ly * ly);
   const T ratio_x = mad(T(2) * y, qy, q);
   if constexpr (Order == 1) {

@@ -11,10 +11,10 @@ namespace fokker::math {
 
 enum class VmfFn : int {
   log_normalizer,
-  mean_resultant,                // A
-  complement,                    // 1 - A
-  resultant_derivative,          // A'
-  resultant_second,              // A''
+  mean_resultant,        // A
+  complement,            // 1 - A
+  resultant_derivative,  // A'
+  resultant_second,      // A''
   entropy,
   kl_uniform,                    // of the distribution to the uniform one
   concentration_from_resultant,  // the k with A(k) = R, from R
@@ -44,7 +44,9 @@ namespace detail {
 
 template <VmfRegime G, typename T> struct VmfTerms {
   using R = VmfRanges<T>;
-  static constexpr int value = G == VmfRegime::near ? R::near_terms : G == VmfRegime::middle ? R::middle_terms : R::far_terms;
+  static constexpr int value = G == VmfRegime::near     ? R::near_terms
+                               : G == VmfRegime::middle ? R::middle_terms
+                                                        : R::far_terms;
 };
 
 template <VmfRegime G, typename T> FK_HD FK_INLINE VmfMoments<T> vmf_moments(const VmfConstants<T>& c, T k) {
@@ -117,10 +119,17 @@ template <VmfFn F, typename T> FK_HD FK_INLINE T vmf_element(const VmfConstants<
       case VmfRegime::taylor:
         value = taylor ? detail::vmf_kl_taylor(c, k) : T(0);
         break;
-      case VmfRegime::series: value = detail::vmf_body<F, VmfRegime::series>(c, k); break;
-      case VmfRegime::near: value = detail::vmf_body<F, VmfRegime::near>(c, k); break;
-      case VmfRegime::middle: value = detail::vmf_body<F, VmfRegime::middle>(c, k); break;
-      default: value = detail::vmf_body<F, VmfRegime::far>(c, k);
+      case VmfRegime::series:
+        value = detail::vmf_body<F, VmfRegime::series>(c, k);
+        break;
+      case VmfRegime::near:
+        value = detail::vmf_body<F, VmfRegime::near>(c, k);
+        break;
+      case VmfRegime::middle:
+        value = detail::vmf_body<F, VmfRegime::middle>(c, k);
+        break;
+      default:
+        value = detail::vmf_body<F, VmfRegime::far>(c, k);
     }
     return detail::vmf_edges<F>(k, value);
   }

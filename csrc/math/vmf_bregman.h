@@ -2,9 +2,10 @@
 //
 //   B(k1, k2) = log C(k1) - log C(k2) + A(k1) (k1 - k2) = int_k1^k2 (k2 - t) A'(t) dt >= 0
 //   dB/dk1 = A'(k1) (k1 - k2),   dB/dk2 = A(k2) - A(k1) = int_k1^k2 A'(t) dt
-// Full KL = B + A(k1) k2 |mu1 - mu2|^2 / 2. Near pairs take the integrals by Gauss and Legendre's rule, all of whose terms are
-// positive. A' has its poles at +-i times the zeros of I_v, the least of which is above sqrt((v+1)(v+5)); within 0.75 times
-// the distance to that, ten nodes (float: five) reach full precision. Far pairs do not cancel by more than one digit in
+// Full KL = B + A(k1) k2 |mu1 - mu2|^2 / 2. Near pairs take the integrals by Gauss and Legendre's rule, all of whose
+// terms are positive. A' has its poles at +-i times the zeros of I_v, the least of which is above sqrt((v+1)(v+5));
+// within 0.75 times the distance to that, ten nodes (float: five) reach full precision. Far pairs do not cancel by more
+// than one digit in
 //   B = KL(k1) - KL(k2) + k2 (A(k2) - A(k1)),   KL(k) to the uniform distribution,
 // with 1 - A in place of A where that is the smaller, and the logarithms in KL(k1) - KL(k2) taken of quotients.
 #pragma once
@@ -17,7 +18,8 @@ template <typename T> struct VmfNodes;
 template <> struct VmfNodes<double> {
   static constexpr int count = 10;
   static FK_HD FK_INLINE double node(int i) {
-    constexpr double x[] = {0.14887433898163122, 0.4333953941292472, 0.6794095682990244, 0.8650633666889845, 0.9739065285171717};
+    constexpr double x[] = {0.14887433898163122, 0.4333953941292472, 0.6794095682990244, 0.8650633666889845,
+                            0.9739065285171717};
     return i < 5 ? -x[4 - i] : x[i - 5];
   }
   static FK_HD FK_INLINE double weight(int i) {
@@ -29,7 +31,8 @@ template <> struct VmfNodes<double> {
 template <> struct VmfNodes<float> {
   static constexpr int count = 5;
   static FK_HD FK_INLINE float node(int i) {
-    constexpr float x[] = {-0.906179845938663993f, -0.538469310105683091f, 0.0f, 0.538469310105683091f, 0.906179845938663993f};
+    constexpr float x[] = {-0.906179845938663993f, -0.538469310105683091f, 0.0f, 0.538469310105683091f,
+                           0.906179845938663993f};
     return x[i];
   }
   static FK_HD FK_INLINE float weight(int i) {
@@ -69,8 +72,8 @@ template <typename T> FK_HD FK_INLINE bool vmf_is_near(const VmfConstants<T>& c,
 template <typename T> FK_HD FK_INLINE T vmf_far_difference(const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
   return p1.a + p2.a < T(1) ? p2.a - p1.a : p1.complement - p2.complement;
 }
-template <typename T>
-FK_HD FK_INLINE T vmf_far_divergence(const VmfConstants<T>& c, T k1, T k2, const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
+template <typename T> FK_HD FK_INLINE T vmf_far_divergence(const VmfConstants<T>& c, T k1, T k2,
+                                                           const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
   const T logs = mad(c.v, math::log((c.v + p1.r) / (c.v + p2.r)), T(0.5) * math::log(p1.r / p2.r));
   const T value = logs + ((p1.rest - p2.rest) + k2 * vmf_far_difference(p1, p2));
   const bool infinite = (k1 == infinity<T>()) != (k2 == infinity<T>());
@@ -80,10 +83,14 @@ FK_HD FK_INLINE T vmf_far_divergence(const VmfConstants<T>& c, T k1, T k2, const
 
 template <typename T> FK_HD FK_INLINE VmfPotential<T> vmf_potential(const VmfConstants<T>& c, T k) {
   switch (vmf_regime<false>(c, k)) {
-    case VmfRegime::series: return vmf_potential<VmfRegime::series>(c, k);
-    case VmfRegime::near: return vmf_potential<VmfRegime::near>(c, k);
-    case VmfRegime::middle: return vmf_potential<VmfRegime::middle>(c, k);
-    default: return vmf_potential<VmfRegime::far>(c, k);
+    case VmfRegime::series:
+      return vmf_potential<VmfRegime::series>(c, k);
+    case VmfRegime::near:
+      return vmf_potential<VmfRegime::near>(c, k);
+    case VmfRegime::middle:
+      return vmf_potential<VmfRegime::middle>(c, k);
+    default:
+      return vmf_potential<VmfRegime::far>(c, k);
   }
 }
 

@@ -30,57 +30,58 @@ template <> struct VmfRanges<float> {
 template <typename T> struct VmfConstants {
   using R = VmfRanges<T>;
   std::int64_t dim;
-  T v, n, d;               // dim/2 - 1, dim - 1, dim
+  T v, n;                  // dim/2 - 1, dim - 1
   DoubleWord<T> v_square;  // v^2 exactly
   DoubleWord<T> log_2pi;   // -(v + 1/2) log 2 pi
   DoubleWord<T> log_c0;    // log C(0), minus the logarithm of the sphere's area
   T half_inverse_v, inverse_v;
-  T stirling;              // v log v - v + log(2 pi v)/2 - log Gamma(v + 1); for v = 0 log(2 pi)/2
-  T kl_lead;               // KL to the uniform at r = radius, but for rest (vmf_bregman.h)
-  T edge[4];               // the k at which each regime but the last ends (vmf.h)
-  T taylor_scale;          // 1 / sqrt((v + 1)(v + 5)); the zeros of I_v are at least this far from 0, inverted
+  T stirling;      // v log v - v + log(2 pi v)/2 - log Gamma(v + 1); for v = 0 log(2 pi)/2
+  T kl_lead;       // KL to the uniform at r = radius, but for rest (vmf_bregman.h)
+  T edge[4];       // the k at which each regime but the last ends (vmf.h)
+  T taylor_scale;  // 1 / sqrt((v + 1)(v + 5)); the zeros of I_v are at least this far from 0, inverted
   T taylor[R::taylor_terms];
   T b[R::series_terms], a[R::series_terms], e[R::product_terms], m[R::product_terms], dm[R::product_terms];
 };
 
 namespace detail {
 // log Gamma(z + 1) - (z log z - z + log(2 pi z)/2) for z >= 19, DLMF 5.11.1.
-inline long double stirling_remainder(long double z) {
+FK_INLINE long double stirling_remainder(long double z) {
   const long double y = 1 / (z * z);
-  constexpr long double c[] = {1.0L / 12,     -1.0L / 360,        1.0L / 1260, -1.0L / 1680,
-                               1.0L / 1188,   -691.0L / 360360,   1.0L / 156,  -3617.0L / 122400};
+  constexpr long double c[] = {1.0L / 12,   -1.0L / 360,      1.0L / 1260, -1.0L / 1680,
+                               1.0L / 1188, -691.0L / 360360, 1.0L / 156,  -3617.0L / 122400};
   long double s = 0;
   for (int i = 7; i >= 0; --i) s = s * y + c[i];
   return s / z;
 }
-inline long double log_gamma1(long double v) {
+FK_INLINE long double log_gamma1(long double v) {
   long double product = 1, z = v;
   while (z < 20) product *= z += 1;
   return (z * (std::log(z) - 1) + std::log(6.283185307179586476925286766559L * z) / 2 + stirling_remainder(z)) -
          std::log(product);
 }
 // A long double would not do: this is multiplied by up to 5e5 and what is left of the product must be good to 1e-17.
-template <typename T> DoubleWord<T> words_log_2pi() {
+template <typename T> FK_INLINE DoubleWord<T> words_log_2pi() {
   if constexpr (sizeof(T) == 8) return {T(1.8378770664093456), T(-7.7565883161344832e-17)};
   else return {T(1.8378770351409912), T(3.12683542726e-8)};
 }
-template <typename T> DoubleWord<T> split(long double x) {
+template <typename T> FK_INLINE DoubleWord<T> split(long double x) {
   const T hi = static_cast<T>(x);
   return {hi, static_cast<T>(x - static_cast<long double>(hi))};
 }
 }  // namespace detail
 
-template <typename T> void fill_vmf_constants(std::int64_t dim, VmfConstants<T>* c) {
+// Host only. Inlined, as all of csrc/math: units of different instruction sets must not share a copy.
+template <typename T> FK_INLINE void fill_vmf_constants(std::int64_t dim, VmfConstants<T>* c) {
   using R = VmfRanges<T>;
   constexpr long double log_2pi = 1.8378770664093454835606594728112L;
   const long double v = static_cast<long double>(dim) / 2 - 1, gamma = detail::log_gamma1(v);
   c->dim = dim;
-  c->v = static_cast<T>(v), c->n = static_cast<T>(dim - 1), c->d = static_cast<T>(dim);
+  c->v = static_cast<T>(v), c->n = static_cast<T>(dim - 1);
   c->v_square = detail::split<T>(v * v);
   c->log_2pi = mul(detail::words_log_2pi<T>(), -c->n / T(2));
   c->log_c0 = detail::split<T>(gamma + v * 0.69314718055994530941723212145818L - (v + 1) * log_2pi);
   c->inverse_v = static_cast<T>(v > 0 ? 1 / v : 1), c->half_inverse_v = static_cast<T>(v > 0 ? 1 / (2 * v) : 0);
-  c->stirling = static_cast<T>(v >= 20  ? -detail::stirling_remainder(v)
+  c->stirling = static_cast<T>(v >= 20 ? -detail::stirling_remainder(v)
                                : v > 0 ? v * std::log(v) - v + (log_2pi + std::log(v)) / 2 - gamma
                                        : log_2pi / 2);
 

@@ -36,9 +36,7 @@ template <int K, typename T> struct VmfDebye {
 
   FK_HD FK_INLINE T lead() const { return k / (c.v + r); }
   FK_HD FK_INLINE T a(T lead, T sum1) const { return mad(kw * w, sum1, lead); }
-  FK_HD FK_INLINE T complement(T sum1) const {
-    return mad(-(kw * w), sum1, (c.v + c.v * (c.v / (r + k))) / (c.v + r));
-  }
+  FK_HD FK_INLINE T complement(T sum1) const { return mad(-(kw * w), sum1, (c.v + c.v * (c.v / (r + k))) / (c.v + r)); }
   FK_HD FK_INLINE T first_over_w() const { return mad(w, sum<2>(), vw / (T(1) + vw)); }
   FK_HD FK_INLINE T second_over_w2(T lead) const {
     return mad(kw * w, sum<3>(), -lead * vw * (T(1) + T(1) / (T(1) + vw)));

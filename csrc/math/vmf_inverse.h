@@ -40,10 +40,14 @@ template <typename T> FK_HD FK_INLINE T vmf_inverse_edges(VmfTarget<T> t, T k) {
 
 template <typename T> FK_HD FK_INLINE VmfMoments<T> vmf_moments(const VmfConstants<T>& c, T k) {
   switch (vmf_regime<false>(c, k)) {
-    case VmfRegime::series: return vmf_moments<VmfRegime::series>(c, k);
-    case VmfRegime::near: return vmf_moments<VmfRegime::near>(c, k);
-    case VmfRegime::middle: return vmf_moments<VmfRegime::middle>(c, k);
-    default: return vmf_moments<VmfRegime::far>(c, k);
+    case VmfRegime::series:
+      return vmf_moments<VmfRegime::series>(c, k);
+    case VmfRegime::near:
+      return vmf_moments<VmfRegime::near>(c, k);
+    case VmfRegime::middle:
+      return vmf_moments<VmfRegime::middle>(c, k);
+    default:
+      return vmf_moments<VmfRegime::far>(c, k);
   }
 }
 

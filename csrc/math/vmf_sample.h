@@ -161,22 +161,22 @@ FK_HD FK_INLINE VmfTail vmf_tail(std::int64_t dim, double k, double mean, double
   const double deviation = mean > 0.5 ? one_minus_mean - minus : w - mean;
   const double side = deviation >= 0.0 ? 1.0 : -1.0, end = deviation >= 0.0 ? minus : plus;
   const double n = static_cast<double>(dim - 2);
-  // The drop is convex in tau = |t - w|: its tangent parabola (curvature >= n) bounds the cut from above, and Newton's
-  // steps come down to it without passing it.
-  const double slope = side * (n * w / (minus * plus) - k), root = sqrt(slope * slope + 2.0 * vmf_drop * n);
-  const double bound =
-      slope > 0.0 ? 2.0 * vmf_drop / (slope + root) : (n > 0.0 ? (root - slope) / n : infinity<double>());
+  // The drop is convex in tau = |t - w|: from its parabola at w two Newton steps come to the cut, or a little beyond
+  // it.
+  const double around = minus * plus, curvature = n * (1.0 + w * w) / (around * around);
+  const double slope = side * (n * w / around - k), root = sqrt(slope * slope + 2.0 * vmf_drop * curvature);
+  const double local = slope > 0.0       ? 2.0 * vmf_drop / (slope + root)
+                       : curvature > 0.0 ? (root - slope) / curvature
+                                         : infinity<double>();
   const double last = end * 0.984375;
-  double tau = min(bound, last);
-  bool cut = bound < last;
-#pragma GCC unroll 4
-  for (int step = 0; step < 4; ++step) {
+  const auto newton = [=](double tau) {
     const double m = minus - side * tau, p = plus + side * tau;
     const double drop = -0.5 * n * log((m / minus) * (p / plus)) - side * k * tau;
-    cut = cut || (step == 0 && drop > vmf_drop);
-    tau -= (drop - vmf_drop) / (side * (n * (w + side * tau) / (m * p) - k));
-  }
-  tau = cut && tau < end ? tau : end;
+    const double gain = side * (n * (w + side * tau) / (m * p) - k);
+    return gain > 0.0 ? min(tau - (drop - vmf_drop) / gain, last) : last;
+  };
+  double tau = newton(newton(min(local, last)));
+  tau = tau < last ? tau : end;
   const double half_sine = sqrt(0.5 * minus), half_cosine = sqrt(0.5 * plus);
   const double s = sqrt(max(0.5 * (minus - side * tau), 0.0)), c = sqrt(max(0.5 * (plus + side * tau), 0.0));
   const double sin_delta = 0.5 * tau / (s * half_cosine + c * half_sine);
@@ -203,24 +203,24 @@ FK_HD FK_INLINE double vmf_tail_result(const VmfTail& a, double sum) {
   return valid ? (inside ? y : 0.0) : quiet_nan<double>();  // the ends of [-1, 1] do not move
 }
 
-// Gauss-Legendre on [0, 1]; with vmf_drop = 32 the rule is good to 1e-12, rounding of the logarithms is what remains.
+// Gauss-Legendre on [0, 1]: relative error below 3e-11 for d = 2 .. 1e6, k = 0 .. 1e8 (most of it at d = 2), 4e-13 from d = 4.
 constexpr int vmf_nodes = 24;
 FK_HD FK_INLINE double vmf_node(int i) {
-  constexpr double x[] = {0.00240639000148932, 0.012635722014345251, 0.030862723998633622, 0.056792236497799485,
-                          0.08999900701304854, 0.12993790421072282,  0.17595317403151223,  0.22728926430558022,
-                          0.2831032461869774,  0.3424786601519183,   0.40444056626319186,  0.4679715535686972,
-                          0.5320284464313028,  0.5955594337368082,   0.6575213398480817,   0.7168967538130225,
-                          0.7727107356944197,  0.8240468259684878,   0.8700620957892772,   0.9100009929869515,
-                          0.9432077635022005,  0.9691372760013663,   0.9873642779856547,   0.9975936099985107};
+  static constexpr double x[] = {0.00240639000148932, 0.012635722014345251, 0.030862723998633622, 0.056792236497799485,
+                                 0.08999900701304854, 0.12993790421072282,  0.17595317403151223,  0.22728926430558022,
+                                 0.2831032461869774,  0.3424786601519183,   0.40444056626319186,  0.4679715535686972,
+                                 0.5320284464313028,  0.5955594337368082,   0.6575213398480817,   0.7168967538130225,
+                                 0.7727107356944197,  0.8240468259684878,   0.8700620957892772,   0.9100009929869515,
+                                 0.9432077635022005,  0.9691372760013663,   0.9873642779856547,   0.9975936099985107};
   return x[i];
 }
 FK_HD FK_INLINE double vmf_weight(int i) {
-  constexpr double c[] = {0.0061706148999936,  0.014265694314466832, 0.022138719408709904, 0.02964929245771839,
-                          0.03667324070554015, 0.04309508076597664,  0.04880932605205694,  0.05372213505798282,
-                          0.0577528340268628,  0.060835236463901696, 0.06291872817341415,  0.06396909767337608,
-                          0.06396909767337608, 0.06291872817341415,  0.060835236463901696, 0.0577528340268628,
-                          0.05372213505798282, 0.04880932605205694,  0.04309508076597664,  0.03667324070554015,
-                          0.02964929245771839, 0.022138719408709904, 0.014265694314466832, 0.0061706148999936};
+  static constexpr double c[] = {0.0061706148999936,  0.014265694314466832, 0.022138719408709904, 0.02964929245771839,
+                                 0.03667324070554015, 0.04309508076597664,  0.04880932605205694,  0.05372213505798282,
+                                 0.0577528340268628,  0.060835236463901696, 0.06291872817341415,  0.06396909767337608,
+                                 0.06396909767337608, 0.06291872817341415,  0.060835236463901696, 0.0577528340268628,
+                                 0.05372213505798282, 0.04880932605205694,  0.04309508076597664,  0.03667324070554015,
+                                 0.02964929245771839, 0.022138719408709904, 0.014265694314466832, 0.0061706148999936};
   return c[i];
 }
 

@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the measurements as JSON")
     bench.add_argument("--html", metavar="FILE", help="write a page with the table and the plots")
     bench.add_argument("--plots", metavar="FOLDER", help="write the plots as PNG")
+    bench.add_argument("--threads", type=int, default=1, help="threads of torch and of fokker (default 1)")
     bench.add_argument("--quick", action="store_true", help="fewer repetitions")
 
     demo = commands.add_parser("demo", help="vMF fits, mixtures and outlier scores on real photographs and digits")

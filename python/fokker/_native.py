@@ -19,6 +19,8 @@ class CudaError(RuntimeError):
 def _load(name: str) -> ModuleType | None:
     try:
         module = importlib.import_module(f"fokker.{name}")
+    except ValueError as error:  # an impossible FOKKER_CPU_ISA
+        raise RuntimeError(str(error)) from None
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == f"fokker.{name}"
         _unavailable[name] = "not built" if missing else f"built, but does not load ({error})"

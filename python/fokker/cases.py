@@ -62,6 +62,7 @@ class Case:
         """Elementwise error against the truth ``hi + lo``; equal infinities and NaNs count as right."""
         # A subnormal result cannot be relatively accurate: there, errors count against the smallest normal number.
         size = hi.abs().clamp(min=torch.finfo(got.dtype).tiny)
+        rounded = hi.to(got.dtype).double()  # also infinity, where the dtype ends before the truth
         got = got.detach().double().cpu()
         e = (got - hi) - (lo if lo is not None else 0.0)
         if self.metric == "mixed":
@@ -69,7 +70,7 @@ class Case:
         elif self.metric == "scaled":
             size = size.amax(-1, keepdim=True).expand_as(size) if size.dim() else size
         e = torch.where(e == 0, 0.0, e.abs() / size)
-        same = (got == hi) | (got.isnan() & hi.isnan())
+        same = (got == hi) | (got.isnan() & hi.isnan()) | (got == rounded)
         return torch.where(same, 0.0, torch.where(e.isnan(), torch.inf, e))
 
     def judged(self, dtype: torch.dtype) -> Iterator[tuple[Arguments, Tensor, Tensor | None]]:

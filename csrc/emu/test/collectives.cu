@@ -1,5 +1,6 @@
-// Known answers for every collective, atomic and error of the emulator; usage: collectives <order> [seed].
-// Prints one line a check and ends with 1 if any failed. tests/test_emulator.py compiles and runs it.
+// Known answers for every collective, atomic and error of the emulator; usage: collectives <order> [seed] [fault].
+// Prints one line a check and ends with 1 if any failed. With a fault (race, overrun, uninitialised) it runs one wrong
+// kernel instead, which the sanitizers or the poison must show. tests/test_emulator.py compiles and runs it.
 #include <cstdio>
 #include <limits>
 #include <vector>
@@ -129,6 +130,39 @@ __global__ void from_outside(unsigned* out) {  // lane 1 is not in the mask: its
   if (threadIdx.x != 1) out[threadIdx.x] = __shfl_sync(~2u, threadIdx.x, 1);
 }
 
+// Reads what another warp wrote, without a barrier.
+__global__ void race(int* out) {
+  FK_SHARED(int, cell, 64);
+  cell[threadIdx.x] = int(threadIdx.x);
+  out[threadIdx.x] = cell[threadIdx.x ^ 32];
+}
+__global__ void overrun(int* out) {
+  FK_SHARED(int, cell, 32);
+  cell[threadIdx.x + 1] = int(threadIdx.x);
+  out[threadIdx.x] = cell[threadIdx.x];
+}
+// A sum over shared memory that nobody has set.
+__global__ void uninitialised(float* out) {
+  FK_SHARED(float, cell, 32);
+  if (threadIdx.x > 0) cell[threadIdx.x] = 1.0f;
+  __syncwarp();
+  float sum = cell[threadIdx.x];
+  for (int flip = 16; flip; flip >>= 1) sum += __shfl_xor_sync(kFullWarp, sum, flip);
+  out[threadIdx.x] = sum;
+}
+
+int run_fault(const std::string& fault) {
+  int sink[64];
+  float sums[32];
+  if (fault == "race") FK_LAUNCH((race), 1, 64, 0, nullptr, sink);
+  else if (fault == "overrun") FK_LAUNCH((overrun), 1, 32, 0, nullptr, sink);
+  else {
+    FK_LAUNCH((uninitialised), 1, 32, 0, nullptr, sums);
+    std::printf("sum %g\n", double(sums[3]));
+  }
+  return 0;
+}
+
 template <typename F> bool every(int n, F&& f) {
   for (int i = 0; i < n; ++i)
     if (!f(i)) return false;
@@ -216,6 +250,7 @@ void errors() {
 int main(int argc, char** argv) {
   const std::string order = argc > 1 ? argv[1] : "forward";
   if (!fokker::emu::set_order(order, argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0)) return 2;
+  if (argc > 3) return run_fault(argv[3]);
   for (int round = 0; round < 2; ++round) {  // an emulator that failed must go on working
     collectives();
     order_of_blocks(order);

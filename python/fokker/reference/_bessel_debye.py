@@ -94,8 +94,8 @@ class _Tail:
 def leading(v: Tensor, x: Tensor) -> tuple[dw.DoubleWord, dw.DoubleWord]:
     """L - x = v^2/(r + x) + v log(x/(v + r)) and log r in double-word, for r >= 1.
 
-    Near the zero of log I, L cancels against the other terms from magnitude r down to 0: one word would leave r * 1e-16.
-    (v, x) is brought near 1 by a power of two, because L is homogeneous and v * v would overflow.
+    Near the zero of log I, L cancels against the other terms from magnitude r down to 0: one word would leave an error
+    of r * 1e-16. (v, x) is brought near 1 by a power of two, because L is homogeneous and v * v would overflow.
     """
     e = torch.frexp(torch.maximum(v, x))[1].clamp(-1000, 1000)
     up, down = dw.power_of_two(e), dw.power_of_two(-e)
@@ -150,8 +150,8 @@ def log_function(second_kind: bool, scaled: bool, order: int, v: Tensor, x: Tens
 def _k_over_i(v: Tensor, x: Tensor) -> Tensor:
     """cos(pi v) K_v/I_v for v < 1/4.
 
-    I_v = (I_v + I_-v)/2 - sin(pi v)/pi K_v (DLMF 10.27.2): Debye's series is the first part, even in v. The derivative of
-    the second is e^-2x of it, but all there is of d/dv log I at v = 0.
+    I_v = (I_v + I_-v)/2 - sin(pi v)/pi K_v (DLMF 10.27.2): Debye's series is the first part, even in v. The derivative
+    of the second is e^-2x of it, but all there is of d/dv log I at v = 0.
     """
     v, x = torch.clamp(v, max=0.25), torch.clamp(x, min=20.0)
     difference = v * (v / (torch.hypot(v, x) + x)) - v * arc_sinh(v, x)

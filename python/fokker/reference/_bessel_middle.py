@@ -21,6 +21,7 @@ _STEP = 0.1
 _NODES = 60
 _FRACTION_DEPTH = 42
 
+
 def _sinh_minus_identity(t: float) -> float:
     return sum(t ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(1, 25))
 

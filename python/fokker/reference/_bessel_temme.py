@@ -1,7 +1,7 @@
 """log K and K_{v+1}/K_v for hypot(v, x) < 30 and x < 1: Temme's series near order 0, then a recurrence in the order.
 
-Every function returns the derivatives of one order: 0: (f,), 1: (f_v, f_x), 2: (f_vv, f_vx, f_xx). Those in v are carried
-through the computation as truncated Taylor series, those in x follow from K_v' = (v/x) K_v - K_{v+1}.
+Every function returns the derivatives of one order: 0: (f,), 1: (f_v, f_x), 2: (f_vv, f_vx, f_xx). Those in v are
+carried through the computation as truncated Taylor series, those in x follow from K_v' = (v/x) K_v - K_{v+1}.
 """
 
 from __future__ import annotations
@@ -50,24 +50,20 @@ class _Jet:
         """exp(rate v), given its value."""
         return cls(*(value * rate**n / math.factorial(n) for n in range(order + 1)))
 
-    def __add__(self, other: _Jet | float) -> _Jet:
-        if isinstance(other, _Jet):
-            return _Jet(*(a + b for a, b in zip(self.c, other.c, strict=True)))
-        return _Jet(self.c[0] + other, *self.c[1:])
+    def __add__(self, other: _Jet) -> _Jet:
+        return _Jet(*[a + b for a, b in zip(self.c, other.c, strict=True)])
 
     def __sub__(self, other: _Jet) -> _Jet:
         return _Jet(*(a - b for a, b in zip(self.c, other.c, strict=True)))
 
-    def __mul__(self, other: _Jet | Tensor | float) -> _Jet:
-        if isinstance(other, _Jet):
-            out = []
-            for k in range(len(self.c)):
-                total = self.c[0] * other.c[k]
-                for i in range(1, k + 1):
-                    total = total + self.c[i] * other.c[k - i]
-                out.append(total)
-            return _Jet(*out)
-        return _Jet(*[a * other for a in self.c])
+    def __mul__(self, other: _Jet) -> _Jet:
+        out = []
+        for k in range(len(self.c)):
+            total = self.c[0] * other.c[k]
+            for i in range(1, k + 1):
+                total = total + self.c[i] * other.c[k - i]
+            out.append(total)
+        return _Jet(*out)
 
     def __truediv__(self, other: _Jet) -> _Jet:
         out: list[Tensor] = []
@@ -78,14 +74,26 @@ class _Jet:
             out.append(rest / other.c[0])
         return _Jet(*out)
 
+    def scaled(self, factor: Tensor | float) -> _Jet:
+        return _Jet(*[a * factor for a in self.c])
+
+    def shifted(self, value: float) -> _Jet:
+        return _Jet(self.c[0] + value, *self.c[1:])
+
+    def log_derivatives(self) -> list[Tensor]:
+        """First and second derivative of the logarithm, up to the jet's order."""
+        out = [a / self.c[0] for a in self.c[1:]]
+        return out if len(out) < 2 else [out[0], 2.0 * out[1] - out[0] * out[0]]
+
     def where(self, condition: Tensor, other: _Jet) -> _Jet:
         return _Jet(*(torch.where(condition, a, b) for a, b in zip(self.c, other.c, strict=True)))
 
 
-def _temme(order: int, mu: _Jet, ell: Tensor, s: Tensor, y: Tensor) -> tuple[_Jet, _Jet]:
-    """K_mu(x) and (x/2) K_{mu+1}(x), both times (2/x)^(-s mu): |mu| <= 1/2, ell = log(2/x), y = x^2/4, s = 0 or 1 (Temme 1975).
+def _temme(order: int, mu: _Jet, ell: Tensor, s: Tensor, y: Tensor) -> tuple[_Jet, _Jet, _Jet]:
+    """K_mu, (x/2) K_{1+mu} and (x/2) K_{1-mu} at x, all times (2/x)^(-s mu).
 
-    They are sum_k y^k/k! f_k and sum_k y^k/k! (p_k - k f_k).
+    |mu| <= 1/2, ell = log(2/x), y = x^2/4, s = 0 or 1. They are sum_k c_k f_k, sum_k c_k (p_k - k f_k) and
+    sum_k c_k (q_k - k f_k) with c_k = y^k/k! (Temme, J. Comput. Phys. 19, 1975).
     """
     up, down = (1.0 - s) * ell, -(1.0 + s) * ell
     rise = _Jet.of_exponential(up, torch.exp(up * mu.c[0]), order)
@@ -99,54 +107,60 @@ def _temme(order: int, mu: _Jet, ell: Tensor, s: Tensor, y: Tensor) -> tuple[_Je
     series = _Jet.of_polynomial(_SINH_QUOTIENT, near_sigma, order)
     series = _Jet(*(a * ell ** (n + 1) for n, a in enumerate(series.c)))
     series = series * _Jet.of_exponential(-s * ell, torch.exp(-s * near_sigma), order)
-    sinh = series.where(near, (rise - fall) * 0.5 / _Jet(torch.where(near, 1.0, mu.c[0]), *mu.c[1:]))
-    f = ((rise + fall) * 0.5 * gamma_1 + sinh * gamma_2) / (plus * minus)
-    p, q = rise * 0.5 / plus, fall * 0.5 / minus
-    sum_0, sum_1, c = f, p, torch.ones_like(y)
+    sinh = series.where(near, (rise - fall).scaled(0.5) / _Jet(torch.where(near, 1.0, mu.c[0]), *mu.c[1:]))
+    f = ((rise + fall).scaled(0.5) * gamma_1 + sinh * gamma_2) / (plus * minus)
+    p, q = rise.scaled(0.5) / plus, fall.scaled(0.5) / minus
+    sum_0, sum_p, sum_q, c = f, p, q, torch.ones_like(y)
     for k in range(1, _TERMS + 1):
         c = c * (y / k)
-        k_minus, k_plus = mu * -1.0 + float(k), mu + float(k)
-        f = (f * float(k) + p + q) / (k_minus * k_plus)
+        k_minus, k_plus = mu.scaled(-1.0).shifted(float(k)), mu.shifted(float(k))
+        f = (f.scaled(float(k)) + p + q) / (k_minus * k_plus)
         p, q = p / k_minus, q / k_plus
-        sum_0, sum_1 = sum_0 + f * c, sum_1 + (p - f * float(k)) * c
-    return sum_0, sum_1
+        kf = f.scaled(float(k))
+        sum_0, sum_p, sum_q = sum_0 + f.scaled(c), sum_p + (p - kf).scaled(c), sum_q + (q - kf).scaled(c)
+    return sum_0, sum_p, sum_q
 
 
-def _k_and_ratio(order: int, v: Tensor, x: Tensor) -> tuple[_Jet, Tensor, Tensor, _Jet]:
-    """(f, g, slope, rho): K_v = f e^g, where g grows in v with this slope, and rho = (x/2) K_{v+1}/K_v.
+def _k_and_ratio(order: int, v: Tensor, x: Tensor) -> tuple[list[Tensor], _Jet]:
+    """log K_v and its derivatives in v up to the order asked for, and rho = (x/2) K_{v+1}/K_v as a jet.
 
-    rho_j = (x/2) K_{mu+j+1}/K_{mu+j} obeys rho_j = (mu + j) + y/rho_{j-1} (DLMF 10.29.1): positive terms, nothing overflows,
-    and errors in the derivatives die out. The growth (2/x)^mu stays out of f, or its square would cancel in f''; near
-    v = 0, where K grows either way, it does not.
+    rho_j = (x/2) K_{mu+j+1}/K_{mu+j} obeys rho_j = (mu + j) + y/rho_{j-1} (DLMF 10.29.1): positive terms, nothing
+    overflows, and errors in the derivatives die out; K_v is the product of K_mu and these. The growth (2/x)^mu stays
+    out of the jets, or its square would cancel in the second derivative; near v = 0, where K grows either way, it does
+    not.
     """
     n = torch.round(v)
-    mu = _Jet(*(v - n, torch.ones_like(v), torch.zeros_like(v))[: order + 1])
+    zero = torch.zeros_like(v)
+    mu = _Jet(*[v - n, torch.ones_like(v), zero][: order + 1])
     ell = math.log(2.0) - torch.log(x)
     s = ((n >= 1) | (mu.c[0] * ell >= 1.0)).to(v.dtype)
     y = 0.25 * x * x
-    low, high = _temme(order, mu, ell, s, y)
-    f = high.where(n >= 1, low)
-    first, rho = high / low, low * y / high + (mu + 1.0)
-    result = first.where(n == 0, rho)
+    k_0, k_plus, k_minus = _temme(order, mu, ell, s, y)
+    start = k_plus.where(n >= 1, k_0)
+    product, slopes = start.c[0], start.log_derivatives()
+    rho = k_0.scaled(y) / k_plus + mu.shifted(1.0)
+    result = (k_minus / k_0 + mu).where(n == 0, rho)
     for j in range(2, _MAX_ORDER + 1):
-        f = (f * rho).where(n >= j, f)
-        rho = mu + float(j) + _Jet(y, *(torch.zeros_like(y) for _ in range(order))) / rho
+        more = n >= j
+        product = torch.where(more, product * rho.c[0], product)
+        slopes = [torch.where(more, a + b, a) for a, b in zip(slopes, rho.log_derivatives(), strict=True)]
+        rho = mu.shifted(float(j)) + _Jet(*[y, zero, zero][: order + 1]) / rho
         result = rho.where(n == j, result)
-    return f, (s * mu.c[0] + n) * ell, s * ell, result
+    log_k = [torch.log(product) + (s * mu.c[0] + n) * ell, *slopes]
+    if order >= 1:
+        log_k[1] = torch.where(v == 0, 0.0, log_k[1] + s * ell)  # even in v
+    return log_k, result
 
 
 def log_k(scaled: bool, order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    f, g, slope, rho = _k_and_ratio(order, v, x)
+    log_k, rho = _k_and_ratio(order, v, x)
     if order == 0:
-        value = torch.log(f.c[0]) + g
-        return (value + x if scaled else value,)
-    d_log = f.c[1] / f.c[0]
+        return (log_k[0] + x if scaled else log_k[0],)
     if order == 1:
         d_x = (v - 2.0 * rho.c[0]) / x
-        return torch.where(v == 0, 0.0, d_log + slope), d_x + 1.0 if scaled else d_x  # even in v
-    d_vv = 2.0 * f.c[2] / f.c[0] - d_log * d_log
+        return log_k[1], d_x + 1.0 if scaled else d_x
     d_vx = torch.where(v == 0, 0.0, (1.0 - 2.0 * rho.c[1]) / x)
-    return d_vv, d_vx, -(v + _x2_ratio_x(rho.c[0], v, x)) / x / x
+    return log_k[2], d_vx, -(v + _x2_ratio_x(rho.c[0], v, x)) / x / x
 
 
 def _x2_ratio_x(rho: Tensor, v: Tensor, x: Tensor) -> Tensor:
@@ -155,7 +169,7 @@ def _x2_ratio_x(rho: Tensor, v: Tensor, x: Tensor) -> Tensor:
 
 
 def ratio_k(order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    rho = _k_and_ratio(order, v, x)[3]
+    rho = _k_and_ratio(order, v, x)[1]
     if order == 0:
         return (2.0 * rho.c[0] / x,)
     x2_ratio_x = _x2_ratio_x(rho.c[0], v, x)

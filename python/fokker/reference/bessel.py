@@ -1,15 +1,19 @@
 """log I_v(x), log K_v(x), their exponentially scaled forms and the ratios I_{v+1}/I_v, K_{v+1}/K_v, in plain PyTorch.
 
-Real order v >= 0, x >= 0, elementwise with broadcasting; a negative or nan input gives nan. The definitions are those of
-DLMF 10.25 and 10.27. All arithmetic is float64: float32, float16 and bfloat16 inputs are exact in float64, and the result
-is rounded once to their dtype. Three regimes meet: hypot(v, x) >= 30 (_bessel_debye); below it x >= 2 for I and x >= 1 for K
-(_bessel_middle); smaller x (_bessel_small for I, _bessel_temme for K).
+Real order v >= 0, x >= 0, elementwise with broadcasting; a negative or nan input gives nan, and so do v = x = inf where
+the limit depends on the path. The definitions are those of DLMF 10.25 and 10.27. All arithmetic is float64: float32,
+float16 and bfloat16 inputs are exact in float64, and the result is rounded once to their dtype (a Python number is
+rounded to the dtype of the tensor beside it first). Integers give the default dtype, complex numbers a TypeError.
 
-Accuracy in float64: log_iv, log_kv, log_kve within 4e-15 max(|f|, 1), next to their zeros too; log_ive and the ratios
-within 4e-15 |f|.
+Three regimes meet: hypot(v, x) >= 30 (_bessel_debye); below it x >= 2 for I and x >= 1 for K (_bessel_middle); and
+smaller x (_bessel_small for I, _bessel_temme for K).
 
-Derivatives in v and in x are analytic in every regime and never go through `where`: first and second derivatives work in
-reverse and forward mode and under torch.func; third derivatives raise NotImplementedError.
+Accuracy in float64, v <= 1e7, x <= 1e300: log_iv, log_kv, log_kve within 4e-15 max(|f|, 1), next to their zeros too;
+log_ive and the ratios within 4e-15 |f|.
+
+Derivatives in v and in x are analytic in every regime and never go through `where`: first and second derivatives work
+in reverse and forward mode and under torch.func; third derivatives raise NotImplementedError. Under
+torch.compile(fullgraph=True) forward and backward trace (slowly: every series is unrolled), torch.func does not.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ _INF, _NAN = float("inf"), float("nan")
 
 
 def _by_regime(name: str, order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """The derivatives of one order for finite v >= 0, x > 0: each regime runs on inputs made safe, then one is taken."""
+    """The derivatives of one order at finite v >= 0, x > 0: each regime runs on inputs made safe, one is taken."""
     second_kind, scaled = name in ("log_kv", "log_kve", "kv_ratio"), name.endswith("e")
     far = torch.hypot(v, x) >= 30.0
     near_zero = ~far & (x < (1.0 if second_kind else 2.0))
@@ -194,8 +198,10 @@ def _as_pair(v: Tensor | float, x: Tensor | float) -> tuple[Tensor, Tensor, torc
     for name, t in (("v", v), ("x", x)):
         if isinstance(t, Tensor) and t.dim() > 0 and t.device != device:
             raise TypeError(f"v and x must be on one device, got {name} on {t.device} beside {device}")
-    numbers = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64) for t in (v, x)]
-    pair = [t.to(device, dtype).to(torch.float64) for t in numbers]
+    # A number is filled in on the device: copying it there would break a CUDA graph capture.
+    f64 = torch.float64
+    numbers = [t if isinstance(t, Tensor) else torch.full((), t, dtype=f64, device=device) for t in (v, x)]
+    pair = [t.to(device, dtype).to(f64) for t in numbers]
     try:
         v, x = torch.broadcast_tensors(*pair)
     except RuntimeError:

@@ -1,0 +1,230 @@
+"""What ``python -m fokker bench`` times: each entry a set of contenders that compute the same thing, ours first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _native, bessel, vmf
+from .._backend import use_backend
+from .._mixture import affine_moments
+
+Run = Callable[[], Any]
+F64, F32 = torch.float64, torch.float32
+
+
+@dataclass
+class Bench:
+    """Contenders by name, ours first; the ratio is a contender's time over ours."""
+
+    name: str
+    contenders: dict[str, Run]
+    #: contender -> ratio asked for (at least)
+    asked: dict[str, float] = field(default_factory=dict)
+    #: results of one run, for a rate; bytes moved and arithmetic operations, for the roofline
+    elements: int = 0
+    bytes: int = 0
+    flops: float = 0.0
+    note: str = ""
+
+
+def _uniform(g: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
+    return g.uniform(low, high, n)
+
+
+def _log(g: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
+    return 10 ** g.uniform(np.log10(low), np.log10(high), n)
+
+
+#: name -> (orders, arguments), the ranges of the design page; 8192 points
+RANGES: dict[str, Callable[[np.random.Generator, int], tuple[Any, np.ndarray]]] = {
+    "small U[0,150]^2": lambda g, n: (_uniform(g, n, 0, 150), _uniform(g, n, 0, 150)),
+    "large U[0,1e4]^2": lambda g, n: (_uniform(g, n, 0, 1e4), _uniform(g, n, 0, 1e4)),
+    "vMF d=3": lambda g, n: (np.float64(0.5), _log(g, n, 1, 1e5)),
+    "vMF d=128": lambda g, n: (np.float64(63.0), _log(g, n, 1, 1e5)),
+    "vMF d=2048": lambda g, n: (np.float64(1023.0), _log(g, n, 1, 1e5)),
+    "vMF d=32768": lambda g, n: (np.float64(16383.0), _log(g, n, 1, 1e5)),
+    "Matern v U[.5,5]": lambda g, n: (_uniform(g, n, 0.5, 5), _log(g, n, 0.01, 30)),
+    "Matern v U[.5,1.5]": lambda g, n: (_uniform(g, n, 0.5, 1.5), _log(g, n, 0.01, 30)),
+    "whole domain, random": lambda g, n: (_log(g, n, 1e-3, 1e6), _log(g, n, 1e-8, 1e8)),
+}
+_SEVEN = ("vMF d=3", "vMF d=32768", "whole domain, random")
+
+
+def _bessel(points: int) -> Iterator[Bench]:
+    try:
+        from scipy import special
+    except ImportError:
+        special = None
+    for name, function, scaled, sign in (("log_iv", bessel.log_iv, "ive", 1.0), ("log_kv", bessel.log_kv, "kve", -1.0)):
+        for label, make in RANGES.items():
+            g = np.random.default_rng(7)
+            v, x = make(g, points)
+            tv, tx = torch.as_tensor(v), torch.as_tensor(x)
+            fv, fx = tv.float(), tx.float()
+            out = torch.empty(points, dtype=F64)
+            contenders: dict[str, Run] = {
+                "fokker": functools.partial(function, tv, tx, out=out),
+                "fokker float32": functools.partial(function, fv, fx, out=torch.empty(points, dtype=F32)),
+            }
+            if special is not None:
+                contenders["SciPy"] = functools.partial(_scipy_log, getattr(special, scaled), v, x, sign)
+            ask = 7.0 if label in _SEVEN else 10.0
+            if name == "log_kv":
+                ask = 1.5 if label.endswith("1.5]") else 10.0
+            elif label.endswith("1.5]"):
+                ask = 0.0
+            scalar = tv.dim() == 0
+            yield Bench(
+                f"{name}, {label}", contenders, {"SciPy": ask} if ask and special is not None else {},
+                elements=points, bytes=points * (16 if scalar else 24), note="float64, 8192 points; SciPy: log(%s)%sx" % (
+                    scaled, "+" if sign > 0 else "-"),
+            )
+
+
+def _scipy_log(f: Any, v: Any, x: Any, sign: float) -> Any:
+    with np.errstate(all="ignore"):
+        return np.log(f(v, x)) + sign * x
+
+
+def _bessel_gradients(points: int) -> Iterator[Bench]:
+    for i, name in enumerate(bessel.FUNCTIONS):
+        for label in ("small U[0,150]^2", "large U[0,1e4]^2", "vMF d=128"):
+            v, x = RANGES[label](np.random.default_rng(7), points)
+            tv, tx = torch.as_tensor(v), torch.as_tensor(x)
+            yield Bench(
+                f"{name} gradient, {label}",
+                {
+                    "fokker": functools.partial(bessel._grad, tv, tx, i, True, True),
+                    "forward": functools.partial(getattr(bessel, name), tv, tx),
+                },
+                {"forward": 1 / 2.5},
+                elements=points,
+                note="both derivatives beside one forward: at most 2.5 times",
+            )
+
+
+def _isa(points: int) -> Iterator[Bench]:
+    if _native.cpu is None or _native.cpu.isa() != "avx512":
+        return
+
+    def under(isa: str, run: Run) -> Run:
+        def go() -> Any:
+            _native.cpu.set_isa(isa)
+            try:
+                return run()
+            finally:
+                _native.cpu.set_isa("avx512")
+
+        return go
+
+    for name in ("log_iv", "log_kv"):
+        for label in ("small U[0,150]^2", "large U[0,1e4]^2", "vMF d=128", "whole domain, random"):
+            v, x = RANGES[label](np.random.default_rng(7), points)
+            run = functools.partial(getattr(bessel, name), torch.as_tensor(v), torch.as_tensor(x))
+            yield Bench(
+                f"{name} AVX2, {label}", {"fokker": under("avx2", run), "AVX-512": under("avx512", run)}, {"AVX-512": 0.45},
+                elements=points, note="the AVX2 kernels beside the AVX-512 ones",
+            )
+
+
+def _overhead() -> Iterator[Bench]:
+    v, x = torch.rand(4), torch.rand(4) + 0.5
+    leaf = x.clone().requires_grad_()
+    add = functools.partial(torch.add, v, x)
+    times = 200
+
+    def repeat(run: Run) -> Run:
+        def go() -> None:
+            for _ in range(times):
+                run()
+
+        return go
+
+    yield Bench("eager call, 4 elements", {"fokker": repeat(lambda: bessel.log_iv(v, x)), "torch.add": repeat(add)},
+                {"torch.add": 1 / 2.5}, elements=times, note="200 calls; asked: at most 2.5 times torch.add")
+    yield Bench("eager call with gradient, 4 elements",
+                {"fokker": repeat(lambda: bessel.log_iv(v, leaf)), "torch.add": repeat(add)},
+                {"torch.add": 1 / 7.5}, elements=times, note="200 forward calls; asked: at most 7.5 times torch.add")
+
+
+def _vmf() -> Iterator[Bench]:
+    g = torch.Generator().manual_seed(3)
+    k = torch.rand(8192, dtype=F64, generator=g) * 1000
+    r = vmf.mean_resultant_length(2048, k)
+    yield Bench("vmf concentration from resultant, d=2048",
+                {"fokker": lambda: vmf.concentration_from_resultant(2048, r),
+                 "reference": _reference(lambda: vmf.concentration_from_resultant(2048, r))}, elements=8192)
+    yield Bench("vmf log_normalizer, d=2048",
+                {"fokker": lambda: vmf.log_normalizer(2048, k),
+                 "reference": _reference(lambda: vmf.log_normalizer(2048, k))}, elements=8192)
+    x = torch.randn(60000, 2048, generator=g)
+    x /= torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    yield Bench("vmf.fit, 60,000 x 2,048 float32", {"fokker": lambda: vmf.fit(x), "torch sum over rows": lambda: x.sum(0)},
+                {"torch sum over rows": 1 / 1.5}, elements=x.numel(), bytes=4 * x.numel(),
+                note="asked: at most 1.5 times the time to read the data once and sum it")
+    del x
+    x = torch.randn(16384, 512, generator=g)
+    x /= torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    means = x[:256].clone()
+    ks, logw = torch.full((256,), 50.0), torch.full((256,), -5.5)
+    logits = torch.empty(16384, 256)
+    yield Bench("vMF mixture log_prob, 16,384 x 512, 256 components",
+                {"fokker": lambda: vmf.mixture_log_prob(x, means, ks, logw),
+                 "its matrix product alone": lambda: torch.mm(x, means.t(), out=logits),
+                 "torch, unfused": lambda: torch.logsumexp(torch.addmm(logw, x, means.t() * 50.0), 1)},
+                {"its matrix product alone": 0.8}, elements=16384, flops=2.0 * 16384 * 512 * 256)
+    bias, scale, first = vmf.log_normalizer(512, ks) + logw, torch.ones(16384), torch.empty(256, 512)
+    weight = 50.0 * means
+
+    def two_products() -> Any:
+        torch.mm(x, weight.t(), out=logits)
+        return torch.mm(logits.t(), x, out=first)
+
+    yield Bench("vMF mixture EM statistics, 16,384 x 512, 256 components",
+                {"fokker": lambda: affine_moments(x, weight, bias, scale), "its two matrix products alone": two_products},
+                {"its two matrix products alone": 0.8}, elements=16384, flops=4.0 * 16384 * 512 * 256)
+
+
+def _reference(run: Run) -> Run:
+    def go() -> Any:
+        with use_backend("reference"):
+            return run()
+
+    return go
+
+
+def _sampling() -> Iterator[Bench]:
+    try:
+        from scipy.stats import vonmises_fisher
+    except ImportError:
+        vonmises_fisher = None
+    for d, n in ((128, 2000), (4096, 60)):
+        mean = torch.zeros(d, dtype=F64)
+        mean[1] = 1.0
+        k = torch.tensor(100.0, dtype=F64)
+        single = mean.float(), k.float()
+        contenders: dict[str, Run] = {
+            "fokker": lambda mean=mean, k=k, n=n: vmf.sample(mean, k, (n,), seed=1),
+            "fokker float32": lambda s=single, n=n: vmf.sample(*s, (n,), seed=1),
+        }
+        if vonmises_fisher is not None:
+            law = vonmises_fisher(mean.numpy(), 100.0)
+            rng = np.random.default_rng(1)
+            contenders["SciPy rvs"] = lambda law=law, rng=rng, n=n: law.rvs(n, random_state=rng)
+        yield Bench(f"vMF sampling, d={d}", contenders, {"SciPy rvs": 10.0}, elements=n * d, bytes=8 * n * d)
+
+
+def benches(points: int = 8192) -> Iterator[Bench]:
+    """All of them, in order; built one at a time."""
+    yield from _overhead()
+    yield from _bessel(points)
+    yield from _bessel_gradients(points)
+    yield from _isa(points)
+    yield from _vmf()
+    yield from _sampling()

@@ -1,0 +1,131 @@
+"""Compile every Triton kernel for sm_90 without a GPU and print what it takes; exit code 1 on a spill or a failure.
+
+    python tools/triton_aot.py [--kernel SUBSTRING] [--dtype float32|float64] [--gradient-parts]
+
+Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a float64
+instruction. Works with Triton 3.6 and 3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the
+kernels of one alone, which are subsets of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fokker.triton_kernels import bessel, vmf
+from fokker.triton_kernels.configurations import configuration
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TARGET = GPUTarget("cuda", 90, 32)
+DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
+FLOAT64_INSTRUCTION = re.compile(r"\b(?:add|sub|mul|fma|div|sqrt|rcp|setp|selp|cvt)[\w.]*\.f64\b")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its compile-time arguments."""
+
+    name: str
+    table: str
+    kernel: Any
+    dtype: torch.dtype
+    pointers: tuple[str, ...]
+    constants: dict[str, Any]
+
+    def compile(self) -> Any:
+        """The compiled kernel, with the committed configuration."""
+        block, warps = configuration(self.table, self.dtype)
+        constants = {**self.constants, "BLOCK": block}
+        kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers}
+        signature = {a: "constexpr" if a in constants else kinds.get(a, "i64") for a in self.kernel.arg_names}
+        source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
+        return triton.compile(source, target=TARGET, options={"num_warps": warps, "enable_fp_fusion": False})
+
+
+def variants(gradient_parts: bool) -> Iterator[Variant]:
+    """Every kernel of the library."""
+    pointers = ("v", "x", "out0", "out1", "out2")
+    for dtype in DTYPES:
+        for f, name in enumerate(bessel.FUNCTIONS):
+            for order, table in enumerate(("bessel_value", "bessel_grad", "bessel_hess")):
+                parts = [(True, order > 0)]
+                if order == 1 and gradient_parts:
+                    parts += [(True, False), (False, True)]
+                for first, second in parts:
+                    constants = {"DIMS": 1, "F": f, "ORDER": order, "FIRST": first, "SECOND": second}
+                    suffix = "" if first and (second or order == 0) else (" d/dv" if first else " d/dx")
+                    label = f"{table} {name}{suffix}"
+                    yield Variant(label, table, bessel.bessel_kernel, dtype, pointers, constants)
+        for f, name in enumerate(vmf.FUNCTIONS):
+            constants = {"DIMS": 1, "F": f}
+            yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
+    yield Variant(
+        "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
+        {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
+    )  # fmt: skip
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """REG, STACK, SHARED and LOCAL of the one kernel in a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", run.stdout)}
+
+
+def main() -> int:
+    """Compile, print a line a kernel, and count what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--gradient-parts", action="store_true")
+    options = parser.parse_args()
+    bad, count, start = 0, 0, time.perf_counter()
+    for variant in variants(options.gradient_parts):
+        dtype = str(variant.dtype).removeprefix("torch.")
+        if options.kernel not in variant.name or options.dtype not in (None, dtype):
+            continue
+        count += 1
+        before = time.perf_counter()
+        try:
+            compiled = variant.compile()
+            used = resources(compiled.asm["cubin"])
+        except Exception as error:  # report every kernel, then fail
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            print(f"{variant.name:34s} {dtype:8s} FAILED: {cause}", flush=True)
+            bad += 1
+            continue
+        double = variant.dtype is torch.float32 and FLOAT64_INSTRUCTION.search(compiled.asm["ptx"])
+        spilled = used["STACK"] > 0 or used["LOCAL"] > 0
+        note = " SPILLS" * spilled + " FLOAT64" * bool(double)
+        bad += spilled or bool(double)
+        print(
+            f"{variant.name:34s} {dtype:8s} registers {used['REG']:3d}  shared {compiled.metadata.shared:4d}  stack {used['STACK']:3d}"
+            f"  local {used['LOCAL']:3d}  {time.perf_counter() - before:5.1f} s{note}",
+            flush=True,
+        )
+    print(f"{count} kernels with Triton {triton.__version__} in {time.perf_counter() - start:.0f} s, {bad} wrong")
+    return 1 if bad or count == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

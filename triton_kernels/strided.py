@@ -1,0 +1,73 @@
+"""How a kernel walks over tensors that broadcast: up to four strided dimensions, none of them copied."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DIMENSIONS = 4
+
+
+def collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
+    """Sizes and, for each tensor, strides of the fewest dimensions that visit the same elements in the same order."""
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for i, size in enumerate(shape):
+        if size == 1:
+            continue
+        now = [s[i] for s in strides]
+        if sizes and all(step[-1] == n * size for step, n in zip(steps, now, strict=True)):
+            sizes[-1] *= size
+            for step, n in zip(steps, now, strict=True):
+                step[-1] = n
+        else:
+            sizes.append(size)
+            for step, n in zip(steps, now, strict=True):
+                step.append(n)
+    return sizes, steps
+
+
+def walk(*tensors: Tensor) -> tuple[torch.Size, list[Tensor], int, list[int]]:
+    """The broadcast shape, the tensors, how many dimensions a kernel walks and the integers it wants for that.
+
+    The integers: the sizes of the last three dimensions, then four strides a tensor, outermost first. A shape that
+    collapses to more than four dimensions is the one case in which what is read is copied first (made contiguous).
+    """
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    views = [t.expand(shape) for t in tensors]
+    sizes, steps = collapse(shape, *(t.stride() for t in views))
+    if len(sizes) > DIMENSIONS:
+        views = [t.contiguous() for t in views]
+        sizes, steps = collapse(shape, *(t.stride() for t in views))
+    pad = DIMENSIONS - len(sizes)
+    sizes = [1] * pad + sizes
+    return shape, views, max(1, DIMENSIONS - pad), sizes[1:] + [s for step in steps for s in [0] * pad + step]
+
+
+@triton.jit
+def offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS: tl.constexpr):
+    """Where element i of the broadcast shape lies in a tensor of these strides."""
+    if DIMS == 1:
+        return i * s3
+    else:
+        at = (i % n3) * s3
+        i = i // n3
+        if DIMS >= 3:
+            at += (i % n2) * s2
+            i = i // n2
+        else:
+            at += i * s2
+        if DIMS == 3:
+            at += i * s1
+        if DIMS == 4:
+            at += (i % n1) * s1 + (i // n1) * s0
+        return at
+
+
+@triton.jit
+def load(pointer, at, mask, other):
+    """Elements in the type they are computed in: float64 for float64, else float32."""
+    x = tl.load(pointer + at, mask=mask, other=other)
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
