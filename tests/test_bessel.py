@@ -65,7 +65,7 @@ def slope_error(got, hi, lo, floor):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_first_derivatives(backend, name):
-    """Both first derivatives against ball arithmetic, float64: 1e-14 of max(|f'|, 1e-2), relative where f' is large."""
+    """Both first derivatives against ball arithmetic, float64: within 4e-15 max(|f'|, 1)."""
     t, g = table("bessel_f64"), table("bessel_grad_f64")
     pick = thin(backend, len(t["v"]))
     v, x = (torch.from_numpy(t[k][pick]).to(_device(backend)) for k in ("v", "x"))
@@ -75,21 +75,23 @@ def test_first_derivatives(backend, name):
         if key + "_hi" not in g:  # log_ive and log_kve share d/dv with log_iv and log_kv
             key = f"{name[:-1].replace('ive', 'iv').replace('kve', 'kv')}_{along}"
         hi, lo = (torch.from_numpy(g[f"{key}_{part}"][pick]).double() for part in ("hi", "lo"))
-        error = slope_error(got, hi, lo, 1e-2)
+        error = slope_error(got, hi, lo, 1.0)
         worst = int(error.argmax())
-        assert error[worst] <= 1e-14, (key, float(v[worst]), float(x[worst]), float(got[worst]), float(hi[worst]))
+        assert error[worst] <= 4e-15, (key, float(v[worst]), float(x[worst]), float(got[worst]), float(hi[worst]))
 
 
 @pytest.mark.parametrize("name", ["log_iv", "log_kv", "iv_ratio", "kv_ratio"])
 def test_second_derivatives(backend, name):
-    """All second derivatives against ball arithmetic, float64: 1e-10 relative, with an absolute floor of 1e-13."""
+    """All second derivatives against ball arithmetic, float64: within 1e-13 max(|f''|, 1)."""
     t = table("bessel_hess_f64")
     v, x = (torch.from_numpy(t[k]).to(_device(backend)) for k in ("v", "x"))
+    # The reference's mixed derivative of log K loses eps/x at tiny x, where the kernels do not.
+    whole = torch.from_numpy(t["x"] > (1e-2 if backend == "reference" else 0.0))
     for got, along in zip(bessel._hess(v, x, FUNCTIONS.index(name)), ("dvv", "dvx", "dxx"), strict=True):
         hi, lo = (torch.from_numpy(t[f"{name}_{along}_{part}"]) for part in ("hi", "lo"))
-        error = slope_error(got, hi, lo, 1e-3)
+        error = torch.where(whole, slope_error(got, hi, lo, 1.0), 0.0)
         worst = int(error.argmax())
-        assert error[worst] <= 1e-10, (name, along, float(v[worst]), float(x[worst]), float(got[worst]), float(hi[worst]))
+        assert error[worst] <= 1e-13, (name, along, float(v[worst]), float(x[worst]), float(got[worst]), float(hi[worst]))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -142,6 +144,8 @@ EDGES = {  # (v, x): log I, log I e^-x, log K, log K e^x
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("point", EDGES, ids=str)
 def test_edges(backend, point, dtype):
+    if dtype is torch.float32 and 0 < point[0] < 1e-40:
+        pytest.skip("the order is zero in float32")
     want = EDGES[point]
     for i, name in enumerate(("log_iv", "log_ive", "log_kv", "log_kve")):
         got = float(call(name, *point, backend, dtype))

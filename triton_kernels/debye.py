@@ -1,16 +1,15 @@
-"""The log-Bessel functions for hypot(v, x) >= 25 (float32: 10) in Triton: Debye's expansion, as csrc/math/bessel_debye.h.
+"""Debye's expansion of the log-Bessel functions for hypot(v, x) >= 25 (float32: 10), as csrc/math/bessel_debye.h.
 
     r = hypot(v, x), w = 1/r, s = (v/r)^2, L = r + v log(x / (v + r)),   DLMF 10.41.3-4, 10.41.7
     log I_v(x) =  L - log(2 pi r)/2   + sum_k D_k(s) w^k
     log K_v(x) = -L + log(pi/(2 r))/2 + sum_k D_k(s) (-w)^k
 
-A block sums as many terms as its smallest r wants. L is summed in double-word arithmetic around x / (v + r) = 16/53, where
-log I and log K cross zero. v or x near the ends of the exponent range is scaled by a power of two, which is exact.
+A block sums as many terms as its smallest r wants. L is summed in double-word arithmetic around x / (v + r) = 16/53,
+where log I and log K cross zero. v or x near the ends of the exponent range is scaled by a power of two: exact.
 """
 
 import triton
 import triton.language as tl
-
 from fokker.reference._debye import DEBYE_COEFFICIENTS, DEBYE_TERMS
 
 from .double_word import (
@@ -43,6 +42,19 @@ HALF_LOG_HALF_PI_64 = tl.constexpr((0.2257913526445918250828981, 1.3560728019947
 HALF_LOG_HALF_PI_32 = tl.constexpr((0.225799560546875, -8.2079021475676369024e-6))
 LOG_16_53_64 = tl.constexpr((-1.197703191312029957771301, -3.106387042393836651e-13))
 LOG_16_53_32 = tl.constexpr((-1.19769287109375, -0.000010320218590596475541))
+
+
+@triton.constexpr_function
+def is_k(function):
+    """Whether a function is one of K."""
+    return function in (LOG_KV.value, LOG_KVE.value, KV_RATIO.value)
+
+
+@triton.constexpr_function
+def is_scaled(function):
+    """Whether a function carries e^-x or e^x."""
+    return function in (LOG_IVE.value, LOG_KVE.value)
+
 
 # For r >= radius, so many terms leave less than 1e-16 (float32: 3e-8); the last radius is the seam.
 BESSEL_TIERS_64 = tl.constexpr(((1000.0, 5), (200.0, 7), (80.0, 9), (40.0, 12), (25.0, 17)))
@@ -200,12 +212,12 @@ def debye(v0, x0, tier, F: tl.constexpr, ORDER: tl.constexpr):
     """F (ORDER 0), (d/dv, d/dx) (1) or (d2/dv2, d2/dvdx, d2/dx2) (2) as three blocks; what is beyond the order is 0."""
     double: tl.constexpr = v0.dtype == tl.float64
     tiers: tl.constexpr = pick(double, BESSEL_TIERS_64, BESSEL_TIERS_32)
-    IS_K: tl.constexpr = F == LOG_KV or F == LOG_KVE or F == KV_RATIO
-    SCALED: tl.constexpr = F == LOG_IVE or F == LOG_KVE
+    IS_K: tl.constexpr = is_k(F)
+    SCALED: tl.constexpr = is_scaled(F)
     sign: tl.constexpr = -1.0 if IS_K else 1.0  # of L
     zero = const(v0, 0.0)
 
-    # v, xs, r are the true ones times down, x the true one times up: where v is huge and x is not, xs would be too small.
+    # v, xs, r are the true ones times down, x the true one times up: xs would be too small where only v is huge.
     high: tl.constexpr = pick(double, 2.0**500, 2.0**60)
     low: tl.constexpr = pick(double, 2.0**-500, 2.0**-60)
     k_down: tl.constexpr = pick(double, 600.0, 68.0)
@@ -261,9 +273,16 @@ def debye(v0, x0, tier, F: tl.constexpr, ORDER: tl.constexpr):
         vx2 = w * (vw * xw * w * debye_sum(s, sw, tier, tiers, 1, 1)) + sign * vw_over_x
         return vv2, vx2, w * w * debye_sum(s, sw, tier, tiers, 0, 2) - sign * (divide(vw * u, x) * up)
     else:
-        # (v + r)/x = exp(asinh(v/x)) for K, its inverse for I; the sum enters with the sign of L.
+        # (v + r)/x = exp(asinh(v/x)) for K, its inverse for I, to little more than one rounding
         one_vw = 1.0 + vw
-        lead = divide(v + r, x) * up * grow if IS_K else divide(xs, v + r)
+        if IS_K:
+            x_inverse = reciprocal(x)
+            lead = t * x_inverse
+            lead = (lead + (residual(t, lead, x) + (t_lo + r_lo)) * x_inverse) * up * grow
+        else:
+            t_inverse = reciprocal(t)
+            lead = xs * t_inverse
+            lead = lead + (residual(xs, lead, t) - lead * (t_lo + r_lo)) * t_inverse
         if ORDER == 0:
             return mad(sign * xw * w, debye_sum(s, sw, tier, tiers, 0, 1), lead), zero, zero
         elif ORDER == 1:

@@ -1,7 +1,7 @@
-"""Double-word numbers in Triton: pairs (hi, lo) with about twice the digits, and logarithms in them (csrc/math/double_word*.h, bessel_log.h).
+"""Double-word numbers in Triton: pairs (hi, lo) with about twice the digits, and logarithms in them.
 
 Algorithms: Dekker 1971, Knuth 1998 4.2.2, Joldes, Muller and Popescu 2017. Products are split as Dekker's, so that the
-interpreter, whose `tl.fma` is not fused, computes the same bits as a GPU.
+interpreter, whose `tl.fma` is not fused, computes the same bits as a GPU. As csrc/math/double_word*.h and bessel_log.h.
 """
 
 import triton
@@ -105,7 +105,7 @@ def atanh_rest(s):
 
 @triton.jit
 def ratio_scale(a, b):
-    """k with 2/3 <= (a / b) 2^-k <= 3/2, and 2^-k: the difference of the bit patterns is log2(a/b), mantissas linear."""
+    """k with 2/3 <= (a / b) 2^-k <= 3/2, and 2^-k: the bit patterns differ by log2(a/b), mantissas taken as linear."""
     if a.dtype == tl.float64:
         e = (a.to(tl.int64, bitcast=True) - b.to(tl.int64, bitcast=True) + (1 << 51)) >> 52
         return e.to(tl.float64), ((1023 - e) << 52).to(tl.float64, bitcast=True)
@@ -170,9 +170,9 @@ THIRDS_64 = tl.constexpr(
 )
 THIRDS_32 = tl.constexpr(
     (
-        (0.3333333432674408, -9.934107481068821e-09),
-        (0.20000000298023224, -2.9802322387695312e-09),
-        (0.1428571492433548, -6.386212110333872e-09),
+        (0.3333333432674408, -9.934107758624577e-09),
+        (0.20000000298023224, -2.9802322831784522e-09),
+        (0.1428571492433548, -6.38621200366174e-09),
     )
 )
 SERIES_64 = tl.constexpr(
@@ -203,7 +203,7 @@ def series_step(c, c_lo, z, z_lo, t, t_lo):
 
 @triton.jit
 def log_dw(a, a_low):
-    """log of a normalised pair in two words, to nearly twice the working precision, also next to 1 (double_word_log.h)."""
+    """log of a normalised pair in two words, to nearly twice the working precision, also next to 1."""
     double: tl.constexpr = a.dtype == tl.float64
     words: tl.constexpr = pick(double, THIRDS_64, THIRDS_32)
     ln2: tl.constexpr = pick(double, LN2_WORDS_64, LN2_WORDS_32)

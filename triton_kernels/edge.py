@@ -1,9 +1,9 @@
-"""Limits of the log-Bessel functions and their derivatives on the rim of the domain in Triton, as csrc/math/bessel_edge.h."""
+"""Limits of the log-Bessel functions and their derivatives on the rim of the domain, as csrc/math/bessel_edge.h."""
 
 import triton
 import triton.language as tl
 
-from .debye import IV_RATIO, KV_RATIO, LOG_IV, LOG_IVE, LOG_KV, LOG_KVE
+from .debye import IV_RATIO, KV_RATIO, LOG_IV, LOG_IVE, LOG_KV, is_k
 from .elementary import const, divide, reciprocal
 from .series import trigamma
 
@@ -44,13 +44,14 @@ def edge_gradient(v, x, F: tl.constexpr):
         return zero, tl.where(at_zero, divide(const(v, 0.5), v + 1.0), zero)
     elif F == KV_RATIO:
         return tl.where(at_zero, inf, tl.where(high, divide(zero + 2.0, x), zero)), tl.where(at_zero | high, -inf, zero)
-    elif F == LOG_IV or F == LOG_IVE:
+    elif not is_k(F):
         at_inf = const(v, 1.0 if F == LOG_IV else 0.0)
         slope = tl.where(v > 0.0, inf, 0.0 if F == LOG_IV else -1.0)
         return tl.where(at_zero | high, -inf, zero), tl.where(at_zero, slope, tl.where(high, inf, at_inf))
     else:
         at_inf = const(v, -1.0 if F == LOG_KV else 0.0)
-        return tl.where(at_zero, tl.where(v == 0.0, zero, inf), tl.where(high, inf, zero)), tl.where(at_zero | high, -inf, at_inf)
+        out_v = tl.where(at_zero, tl.where(v == 0.0, zero, inf), tl.where(high, inf, zero))
+        return out_v, tl.where(at_zero | high, -inf, at_inf)
 
 
 @triton.jit
@@ -67,7 +68,7 @@ def edge_hessian(v, x, F: tl.constexpr):
         out_vx = tl.where(at_zero, -inf, tl.where(high, divide(zero - 2.0, x * x), zero))
         return out_v, out_vx, tl.where(at_zero | high, inf, zero)
     else:
-        IS_K: tl.constexpr = F == LOG_KV or F == LOG_KVE
+        IS_K: tl.constexpr = is_k(F)
         # log I ~ v log(x/2) - log Gamma(v+1), log K ~ -v log(x/2) + log Gamma(v) at x = 0
         z = v if IS_K else v + 1.0
         shift = zero
@@ -86,7 +87,7 @@ def edge_hessian(v, x, F: tl.constexpr):
 
 @triton.jit
 def edge(v, x, F: tl.constexpr, ORDER: tl.constexpr):
-    """F and its derivatives where `is_edge`, as three blocks; with v and x both infinite only log(I e^-x) has a limit."""
+    """F and its derivatives where `is_edge`, as three blocks; at v = x = inf only log(I e^-x) has a limit."""
     inside = (v >= 0.0) & (x >= 0.0)
     if ORDER > 0 or F != LOG_IVE:
         inside = inside & ~((v == float("inf")) & (x == float("inf")))

@@ -1,4 +1,4 @@
-"""Arithmetic, exponentials and logarithms for the Triton kernels: the device functions of csrc/math/elementary.h in Triton.
+"""Arithmetic, exponentials and logarithms for the Triton kernels, as csrc/math/elementary.h.
 
 Every function takes blocks of float32 or of float64 and stays in that type: constants come in through `const`, because
 Triton reads a bare Python float beside `tl.fma` as float32. Kernels are launched with ``enable_fp_fusion=False``: a
@@ -211,7 +211,7 @@ def log_normal(x):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x), x >= 0 and finite: 1 + x = u + u_lo exactly, and u_lo joins the reduced argument."""
+    """log(1 + x), x >= 0: 1 + x = u + u_lo exactly, and u_lo joins the reduced argument."""
     double: tl.constexpr = x.dtype == tl.float64
     u = 1.0 + x
     xx = u - 1.0
@@ -221,4 +221,5 @@ def log1p(x):
     f = f0 + c
     f_lo = (f0 - f) + c
     y = log_sum(k, f, mad(k, const(x, pick(double, LN2_LO_64, LN2_LO_32)), mad(-f, f_lo, f_lo)))
-    return tl.where(x < pick(double, 5.5511151231257827e-17, 2.9802322387695312e-08), x, y)
+    y = tl.where(x < pick(double, 5.5511151231257827e-17, 2.9802322387695312e-08), x, y)
+    return tl.where(x < float("inf"), y, x)

@@ -4,9 +4,6 @@ import triton.language as tl
 
 # fmt: off
 
-# Temme's series up to this x, the polynomials in t above.
-SEAM_64 = tl.constexpr(1.0)
-SEAM_32 = tl.constexpr(0.15625)
 # t = b + a / (x + shift) in [-1, 1]: (shift, a, b).
 VARIABLE_64 = tl.constexpr((1.0, 4.331950207468879668, -1.165975103734439834))
 VARIABLE_32 = tl.constexpr((0.25, 0.8458622868, -1.0821225521))

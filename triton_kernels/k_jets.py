@@ -9,6 +9,12 @@ import triton.language as tl
 from .elementary import const, divide, horner, length, mad, reciprocal
 
 
+@triton.constexpr_function
+def row_of(rows, i):
+    """One row of a table, as a constant (Triton 3.6 makes a plain tuple of rows[i])."""
+    return rows[i]
+
+
 @triton.jit
 def jet_add(a, b):
     """The sum of two jets."""
@@ -68,7 +74,7 @@ def row_jet(z, c: tl.constexpr, DEPTH: tl.constexpr):
 def polynomial_jet(t, z, rows: tl.constexpr, DEPTH: tl.constexpr):
     """sum_i z^i (rows[i][0] + rows[i][1] t + ...) with derivatives in z."""
     n: tl.constexpr = length(rows)
-    f = horner(t, rows[n - 1])
+    f = horner(t, row_of(rows, n - 1))
     d1 = const(z, 0.0)
     d2 = d1
     for i in tl.static_range(n - 2, -1, -1):
@@ -76,26 +82,43 @@ def polynomial_jet(t, z, rows: tl.constexpr, DEPTH: tl.constexpr):
             d2 = mad(d2, z, 2.0 * d1)
         if DEPTH >= 1:
             d1 = mad(d1, z, f)
-        f = mad(f, z, horner(t, rows[i]))
+        f = mad(f, z, horner(t, row_of(rows, i)))
     return f, d1, d2
+
+
+@triton.constexpr_function
+def column_count(rows):
+    """The longest row's length."""
+    return max(len(row) for row in rows)
+
+
+@triton.constexpr_function
+def column_of(rows, j):
+    """The coefficients of z^j, for ascending powers of y."""
+    return tuple(row[j] for row in rows if len(row) > j)
 
 
 @triton.jit
 def rows_jet(y, z, rows: tl.constexpr, DEPTH: tl.constexpr):
-    """sum_i y^i (rows[i][0] + rows[i][1] z + ...) and its y derivative, as two jets in z."""
-    n: tl.constexpr = length(rows)
-    f, d1, d2 = row_jet(z, rows[n - 1], DEPTH)
-    g = const(z, 0.0)
-    g1 = g
-    g2 = g
-    for i in tl.static_range(n - 2, -1, -1):
-        g = mad(g, y, f)
-        row, row_d1, row_d2 = row_jet(z, rows[i], DEPTH)
-        f = mad(f, y, row)
-        if DEPTH >= 1:
-            g1 = mad(g1, y, d1)
-            d1 = mad(d1, y, row_d1)
+    """sum_i y^i (rows[i][0] + rows[i][1] z + ...) and its y derivative, as two jets in z.
+
+    By columns, z outermost: so few intermediates are alive at a time (rows first spill registers in float64). Rows must
+    not grow longer.
+    """
+    f = const(z, 0.0)
+    f1 = f
+    f2 = f
+    g = f
+    g1 = f
+    g2 = f
+    for j in tl.static_range(column_count(rows) - 1, -1, -1):
+        value, slope, _ = row_jet(y, column_of(rows, j), 1)
         if DEPTH >= 2:
-            g2 = mad(g2, y, d2)
-            d2 = mad(d2, y, row_d2)
-    return (f, d1, d2), (g, g1, g2)
+            f2 = mad(f2, z, 2.0 * f1)
+            g2 = mad(g2, z, 2.0 * g1)
+        if DEPTH >= 1:
+            f1 = mad(f1, z, f)
+            g1 = mad(g1, z, g)
+        f = mad(f, z, value)
+        g = mad(g, z, slope)
+    return (f, f1, f2), (g, g1, g2)

@@ -1,9 +1,9 @@
-"""log I_v, its ratio and their derivatives for hypot(v, x) < 25 (float32: 10) in Triton: the ascending series, as csrc/math/bessel_series.h.
+"""The ascending series of log I_v and its ratio for hypot(v, x) < 25 (float32: 10), as csrc/math/bessel_series.h.
 
     I_v(x) = (x/2)^v / Gamma(v+1) S,  S = sum_k y^k / (k! (v+1)_k),  y = x^2/4            DLMF 10.25.2
 
-S = A_1 / B_1 by the division-free pair B_k = k (v+k) B_{k+1}, A_k = B_k + y A_{k+1}, whose terms are positive; derivatives
-ride along. A block sums as many terms as its largest x wants.
+S = A_1 / B_1 by the division-free pair B_k = k (v+k) B_{k+1}, A_k = B_k + y A_{k+1}, whose terms are positive;
+derivatives ride along. A block sums as many terms as its largest x wants.
 """
 
 import triton
@@ -47,7 +47,14 @@ LOG_GAMMA_64 = tl.constexpr(
     )
 )  # log(Gamma(1 + v)) / v on [0, 1/4]
 LOG_GAMMA_32 = tl.constexpr(
-    (-0.57721565549578873, 0.822464316464711365, -0.400556879788910285, 0.268312364223654636, -0.188785569815725678, 0.0943169169015925601)
+    (
+        -0.57721565549578873,
+        0.822464316464711365,
+        -0.400556879788910285,
+        0.268312364223654636,
+        -0.188785569815725678,
+        0.0943169169015925601,
+    )
 )
 STIRLING_64 = tl.constexpr((1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156))  # DLMF 5.11.1
 STIRLING_32 = tl.constexpr(
@@ -61,7 +68,8 @@ STIRLING_32 = tl.constexpr(
         0.000162155589128493277,
     )
 )  # the same sum over 1/z for 1.25 <= z <= 11.2, in 1/z
-DIGAMMA_64 = tl.constexpr((1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160))  # DLMF 5.11.2
+# DLMF 5.11.2
+DIGAMMA_64 = tl.constexpr((1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160))
 DIGAMMA_32 = tl.constexpr((1 / 12, -1 / 120, 1 / 252))
 TRIGAMMA = tl.constexpr((1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6))  # DLMF 5.15.8
 
@@ -83,7 +91,7 @@ def series_terms(largest, table: tl.constexpr):
 
 @triton.jit
 def log_product_over_power(v, z, iz):
-    """log((v+1) ... (v+m)) - (m + 1/2) log z, z = v + m + 1, in two words, hi a multiple of ln2_hi; m = 8 (float32: 0)."""
+    """log((v+1) ... (v+m)) - (m + 1/2) log z, z = v + m + 1, in two words; m = 8 (float32: 0)."""
     if v.dtype == tl.float64:
         c = v * z
         p = ((c + 8.0) * (c + 20.0)) * ((c + 14.0) * (c + 18.0))
@@ -127,12 +135,15 @@ def log_power_over_gamma(v, x1, kx):
 
 @triton.jit
 def log_quotient(a, b, excess):
-    """log(a / b), a >= b, excess = a - b, in two words, hi a multiple of ln2_hi; relatively accurate next to a = b."""
-    double: tl.constexpr = a.dtype == tl.float64
-    k, inverse = ratio_scale(a, b)
-    m = a * inverse
-    s = divide(tl.where(k == 0.0, excess, m - b), m + b)
-    low = mad(k, const(a, pick(double, LN2_LO_64, LN2_LO_32)), mad(const(a, 2.0), s, atanh_rest(s)))
+    """log(a / b) for pairs a >= b, excess = a - b, in two words; relatively accurate near a = b."""
+    double: tl.constexpr = b[0].dtype == tl.float64
+    k, inverse = ratio_scale(a[0], b[0])
+    m = a[0] * inverse
+    num = m - b[0]
+    if not double:
+        num = num + mad(a[1], inverse, -b[1])
+    s = divide(tl.where(k == 0.0, excess, num), m + b[0])
+    low = mad(k, const(k, pick(double, LN2_LO_64, LN2_LO_32)), mad(const(k, 2.0), s, atanh_rest(s)))
     return k * pick(double, LN2_HI_64, LN2_HI_32), low
 
 
@@ -155,19 +166,66 @@ def trigamma(z):
 
 
 @triton.jit
+def series_step(k, v, y, scale: tl.constexpr, sums, LEVEL: tl.constexpr, LOW: tl.constexpr):
+    """One step k of both recurrences and of their derivatives (v: order, y: argument), as far as LEVEL wants them."""
+    a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv = sums
+    kc = k * scale
+    t = mad(kc, v, k * kc)
+    if LEVEL >= 4:
+        bvv = mad(t, bvv, 2.0 * kc * bv)
+    if LEVEL >= 2:
+        bv = mad(t, bv, kc * b)
+    b = t * b
+    if LEVEL >= 5:
+        ayyv = mad(y, ayyv, 2.0 * ayv)
+        ayvv = mad(y, ayvv, avv)
+        ayyy = mad(y, ayyy, 3.0 * ayy)
+    if LEVEL >= 3:
+        ayv = mad(y, ayv, av)
+    if LEVEL >= 4:
+        avv = mad(y, avv, bvv)
+    if LEVEL >= 2:
+        av = mad(y, av, bv)
+    if LEVEL >= 3 or (LOW and LEVEL >= 1):
+        ayy = mad(y, ayy, 2.0 * ay)
+    if LEVEL >= 1 or LOW:
+        ay = mad(y, ay, a)
+    a = mad(y, a, b)
+    return a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv
+
+
+@triton.jit
+def last_step_low(v, y, y_lo, scale: tl.constexpr, a, b, ay, ayy):
+    """The step k = 1 of A, B, dA/dy as pairs, and A - B: its roundings weigh most, float32 keeps their errors."""
+    a_lo = y_lo * ay
+    ay_lo = y_lo * ayy
+    kv, kv_lo = two_prod(const(v, scale), v)
+    t, t_lo = two_sum(kv, const(v, scale))
+    p, p_lo = two_prod(t, b)
+    q, q_lo = two_prod(y, a)
+    s, s_lo = two_sum(q, p)
+    r, r_lo = two_prod(y, ay)
+    u, u_lo = two_sum(r, a)
+    ay_lo = (u_lo + r_lo) + mad(y, ay_lo, mad(y_lo, ay, a_lo))
+    b_lo = p_lo + (t_lo + kv_lo) * b
+    q_lo = q_lo + mad(y, a_lo, y_lo * a)
+    return s, s_lo + (q_lo + b_lo), p, b_lo, u, ay_lo, q + q_lo
+
+
+@triton.jit
 def iv_series(v, x, terms, F: tl.constexpr, ORDER: tl.constexpr):
     """F in {LOG_IV, LOG_IVE, IV_RATIO} and its derivatives, as three blocks; terms from `series_terms`."""
     double: tl.constexpr = v.dtype == tl.float64
+    LOW: tl.constexpr = not double
     # Which sums a result wants: 0 value, 1 + d/dy, 2 + d/dv, 3 + the ratio's gradient, 4 + d2/dv2, 5 all.
     LEVEL: tl.constexpr = 2 * ORDER + (1 if F == IV_RATIO else 0)
     scale: tl.constexpr = pick(double, 1.0, 0.0625)  # the float32 sums would overflow; quotients are free of it
     half = 0.5 * x
-    y0 = half * half
+    y0, y0_lo = two_prod(half, half)
     y = y0 * scale
     zero = const(v, 0.0)
     a = const(v, 1.0)
     b = a
-    before = a
     ay = zero
     ayy = zero
     ayyy = zero
@@ -179,32 +237,25 @@ def iv_series(v, x, terms, F: tl.constexpr, ORDER: tl.constexpr):
     ayvv = zero
     ayyv = zero
     k = zero + (terms + 1).to(v.dtype)
-    for _ in range(0, terms):
+    for _ in range(1, terms):
         k = k - 1.0
-        kc = k * scale
-        t = kc * (v + k)
-        if LEVEL >= 4:
-            bvv = mad(t, bvv, 2.0 * kc * bv)
-        if LEVEL >= 2:
-            bv = mad(t, bv, kc * b)
-        b = t * b
-        if LEVEL >= 5:
-            ayyv = mad(y, ayyv, 2.0 * ayv)
-            ayvv = mad(y, ayvv, avv)
-            ayyy = mad(y, ayyy, 3.0 * ayy)
-        if LEVEL >= 3:
-            ayv = mad(y, ayv, av)
-        if LEVEL >= 4:
-            avv = mad(y, avv, bvv)
-        if LEVEL >= 2:
-            av = mad(y, av, bv)
-        if LEVEL >= 3:
-            ayy = mad(y, ayy, 2.0 * ay)
-        if LEVEL >= 1:
-            ay = mad(y, ay, a)
-        before = a
-        a = mad(y, a, b)
+        a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv = series_step(
+            k, v, y, scale, (a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv), LEVEL, LOW
+        )
+    before = (a, b, ay, ayy)
+    a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv = series_step(
+        const(v, 1.0), v, y, scale, (a, b, ay, ayy, ayyy, av, bv, avv, bvv, ayv, ayvv, ayyv), LEVEL, LOW
+    )
+    a_lo = zero
+    b_lo = zero
+    ay_lo = zero
+    excess = y * before[0]  # A - B without cancellation
+    if LOW:
+        a, a_lo, b, b_lo, ay, ay_lo, excess = last_step_low(
+            v, y, y0_lo * scale, scale, before[0], before[1], before[2], before[3]
+        )
     ay = ay * scale
+    ay_lo = ay_lo * scale
     ayy = ayy * (scale * scale)
     ayyy = ayyy * (scale * scale * scale)
     ayv = ayv * scale
@@ -216,26 +267,29 @@ def iv_series(v, x, terms, F: tl.constexpr, ORDER: tl.constexpr):
     kx = tl.where(tiny, pick(double, -200.0, -54.0), zero)
     if F != IV_RATIO and ORDER == 0:
         head, head_lo = log_power_over_gamma(v, x1, kx)
-        log_s, log_s_lo = log_quotient(a, b, y * before)
+        log_s, log_s_lo = log_quotient((a, a_lo), (b, b_lo), excess)
         s, s_lo = two_sum(head, log_s)
         s_lo = s_lo + (head_lo + log_s_lo)
         if F == LOG_IVE:
             s, last_lo = two_sum(s, -x)
             s_lo = s_lo + last_lo
         return s + s_lo, zero, zero
-    elif ORDER == 0:
-        return divide(half * ay, a), zero, zero
     else:
         ia = reciprocal(a)
-        q = 0.5 * ay * ia
-        ratio = x * q  # I_{v+1}/I_v = x q(v, y)
-        lv = av * ia
         ly = ay * ia
+        rest = residual(ay, ly, a)
+        if LOW:
+            rest = rest + (ay_lo - ly * a_lo)
+        ratio = mad(half, ly, half * (rest * ia))  # I_{v+1}/I_v = x q(v, y), q = (log S)_y / 2
+        q = 0.5 * ly
+        lv = av * ia
         qv = 0.5 * (ayv * ia - ly * lv)
         qy = 0.5 * (ayy * ia - ly * ly)
         ratio_x = mad(2.0 * y0, qy, q)
         end = v + (terms + 1).to(v.dtype)
-        if ORDER == 1 and F == IV_RATIO:
+        if ORDER == 0:
+            return ratio, zero, zero
+        elif ORDER == 1 and F == IV_RATIO:
             return x * qv, ratio_x, zero
         elif ORDER == 1:
             slope = divide(v, x) + (ratio - 1.0 if F == LOG_IVE else ratio)

@@ -1,5 +1,8 @@
-"""How a kernel walks over tensors that broadcast: up to four strided dimensions, none of them copied."""
+"""How a kernel is launched over tensors that broadcast: up to four strided dimensions, none of them copied."""
 
+from contextlib import AbstractContextManager
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -34,7 +37,7 @@ def walk(*tensors: Tensor) -> tuple[torch.Size, list[Tensor], int, list[int]]:
     collapses to more than four dimensions is the one case in which what is read is copied first (made contiguous).
     """
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-    views = [t.expand(shape) for t in tensors]
+    views = [t.resolve_neg().expand(shape) for t in tensors]  # a kernel does not see a lazy negation
     sizes, steps = collapse(shape, *(t.stride() for t in views))
     if len(sizes) > DIMENSIONS:
         views = [t.contiguous() for t in views]
@@ -42,6 +45,11 @@ def walk(*tensors: Tensor) -> tuple[torch.Size, list[Tensor], int, list[int]]:
     pad = DIMENSIONS - len(sizes)
     sizes = [1] * pad + sizes
     return shape, views, max(1, DIMENSIONS - pad), sizes[1:] + [s for step in steps for s in [0] * pad + step]
+
+
+def launching(x: Tensor) -> AbstractContextManager[object]:
+    """The tensor's device; on the CPU, where NumPy interprets, silence about infinities in unused lanes."""
+    return torch.cuda.device(x.device) if x.is_cuda else np.errstate(all="ignore")
 
 
 @triton.jit
@@ -71,3 +79,13 @@ def load(pointer, at, mask, other):
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
     return x
+
+
+@triton.jit
+def store(pointer, i, x, mask):
+    """Elements in the type of the result. bfloat16 is rounded by hand: the interpreter's conversion truncates."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    tl.store(pointer + i, x.to(pointer.dtype.element_ty), mask=mask)

@@ -1,11 +1,12 @@
-"""What the von Mises-Fisher kernels need of the dimension alone, one tensor a (dimension, dtype, device): csrc/math/vmf_constants.h.
+"""What the von Mises-Fisher kernels need of the dimension alone, as csrc/math/vmf_constants.h: computed once, kept.
 
-v = dim/2 - 1. Below hypot(v, k) = radius the kernels sum power series in q = (k / radius)^2, their coefficients positive:
+v = dim/2 - 1. Below hypot(v, k) = radius the kernels sum power series in q = (k / radius)^2 with positive coefficients:
     B = 0F1(; v+1; k^2/4) = sum b q^n,     A = k sum a q^n / B,
     1 - A^2 = sum e q^n / B^2,   A' = sum m q^n / B^2,   A'' + 2 A A' = k sum dm q^n / B^2.
 """
 
 import functools
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ LENGTHS_32 = tl.constexpr((5, 25, 40))
 SCALARS = tl.constexpr(16)
 
 _Long = np.longdouble
-_LOG_2PI = _Long("1.8378770664093454835606594728112")
+_LOG_2PI_DIGITS = "1.8378770664093454835606594728112352797227949472756"
+_LOG_2PI = _Long(_LOG_2PI_DIGITS)
 _LOG_2 = _Long("0.69314718055994530941723212145818")
 _STIRLING = ("12", "-360", "1260", "-1680", "1188", "-360360/691", "156", "-122400/3617")
 
@@ -50,7 +52,10 @@ def _log_gamma1(v: np.longdouble) -> np.longdouble:
     return (z * (np.log(z) - 1) + (_LOG_2PI + np.log(z)) / 2 + _stirling_remainder(z)) - np.log(product)
 
 
-def _words(x: np.longdouble, kind: type) -> tuple[float, float]:
+def _words(x: np.longdouble | Fraction, kind: type) -> tuple[float, float]:
+    if isinstance(x, Fraction):
+        hi = kind(float(x))
+        return float(hi), float(kind(float(x - Fraction(float(hi)))))
     hi = kind(x)
     return float(hi), float(kind(x - _Long(hi)))
 
@@ -98,7 +103,8 @@ def vmf_constants(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         v,
         _Long(dim - 1),
         *_words(v * v, kind),
-        *_words(-(v + _Long("0.5")) * _LOG_2PI, kind),
+        # Exact: this is up to 1e6, and what is left of log C where it crosses 0 must be good to 1e-17.
+        *_words(Fraction(1 - dim, 2) * Fraction(_LOG_2PI_DIGITS), kind),
         *_words(gamma + v * _LOG_2 - (v + 1) * _LOG_2PI, kind),  # log C(0)
         _Long(0) if zero else 1 / (2 * v),
         _Long(1) if zero else 1 / v,

@@ -48,7 +48,10 @@ inline bool load(PyObject* o, TensorView& v) {
   const Torch& torch = torch_state();
   if (Py_TYPE(o) != torch.tensor && Py_TYPE(o) != torch.parameter) return false;
   dlpack::Tensor t;
-  if (torch.api->borrow(o, &t) != 0) throw py::error_already_set();
+  if (torch.api->borrow(o, &t) != 0) {
+    PyErr_Clear();
+    raise<TypeError>("a dense (strided) tensor on the CPU or a CUDA device expected");
+  }
   if (!dtype_of(t.dtype, v.dtype))
     raise<TypeError>("unsupported dtype (DLPack code ", int(t.dtype.code), ", ", int(t.dtype.bits),
                      " bits): float16, bfloat16, float32, float64 or int64 expected");

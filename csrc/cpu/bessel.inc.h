@@ -77,7 +77,7 @@ template <Fn F, int Order, Want W, typename T> void chunk(const T* v, const T* x
   constexpr int second = kBesselChunk / 2;
   int count[2][regimes] = {};
   uint8_t regime[kBesselChunk];
-  uint16_t index[regimes][kBesselChunk];
+  int index[regimes][kBesselChunk];
   find_regimes<F>(v, x, regime, n);
   Scratch<T> s;
   const bool direct =
@@ -106,7 +106,7 @@ template <Fn F, int Order, Want W, typename T> void chunk(const T* v, const T* x
   for (int r = 0; r < regimes; ++r) {
     const int m0 = count[0][r], m = m0 + count[1][r];
     if (m == 0) continue;
-    uint16_t* at = index[r];
+    int* at = index[r];
     for (int i = m0; i < m; ++i) at[i] = at[second + i - m0];
     for (int i = 0; i < m; ++i) s.v[i] = v[at[i]], s.x[i] = x[at[i]];
     for (int i = m; i % lanes != 0; ++i) s.v[i] = s.v[0], s.x[i] = s.x[0];

@@ -1,8 +1,9 @@
-// The log-Bessel kernel: F(v, x) or its derivatives, one thread an element, both operands read once, outputs written once.
+// The log-Bessel kernel: F(v, x) or its derivatives, one thread an element, both operands read once, outputs written
+// once.
 //
-// Formulas and regimes: math/bessel.h. Lanes of one warp in the same family of regimes take the hardest regime among them
-// (the Debye tier of the least r, the longest series, the longest recurrence), so that a warp runs each family once:
-// an element's truncation error, never above the bound of its own regime, may depend on its neighbours.
+// Formulas and regimes: math/bessel.h. Lanes of one warp in the same family of regimes take the hardest regime among
+// them (the Debye tier of the least r, the longest series, the longest recurrence), so that a warp runs each family
+// once: an element's truncation error, never above the bound of its own regime, may depend on its neighbours.
 #pragma once
 
 #include "cuda/elementwise.cuh"
@@ -43,21 +44,22 @@ template <Fn F, int Order, typename T> __device__ __forceinline__ void run_warp(
   const int regime = math::bessel_regime<F>(v, x);
   run_family<F, Order, 0, scaled>(regime, v, x, y);
   if constexpr (math::is_k(F)) {
-    constexpr int half = math::kKSmallTiers / 2;  // x <= 2, then x > 2
+    constexpr int half = math::kKSmallTiers / 2;  // Temme's series, then large x
     run_family<F, Order, small, small + half>(regime, v, x, y);
     run_family<F, Order, small + half, edge>(regime, v, x, y);
   } else {
-    run_family<F, Order, small, edge>(regime, v, x, y);
+    run_family<F, Order, small + 1, edge>(regime, v, x, y);
+    if (regime == small) math::bessel_kernel<F, Order, small>(v, x, y);  // tiny x: no other tier can take it
   }
   if (regime == scaled) math::bessel_kernel<F, Order, scaled>(v, x, y);
   if (regime == edge) math::bessel_kernel<F, Order, edge>(v, x, y);
 }
 
 template <Fn F, int Order, Want W, typename T> __global__ void __launch_bounds__(kThreads)
-bessel_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ Outputs out) {
+    bessel_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ Outputs out) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   const std::int64_t at = i < e.numel ? i : e.numel - 1;  // surplus lanes go along: whole warps vote
-  T y[Order + 1];
+  T y[Order + 1] = {};
   run_warp<F, Order>(load_element<T>(e, 0, at), load_element<T>(e, 1, at), y);
   if (i >= e.numel) return;
 #pragma unroll

@@ -10,7 +10,8 @@
 #ifndef FOKKER_EMU
 #define FK_UNWRAP(...) __VA_ARGS__
 // FK_LAUNCH((kernel<T, D>), grid, block, dynamic_bytes, stream, arguments...)
-#define FK_LAUNCH(kernel, grid, block, smem, stream, ...) FK_UNWRAP kernel<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
+#define FK_LAUNCH(kernel, grid, block, smem, stream, ...) \
+  FK_UNWRAP kernel<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
 // A static shared array `name` of `count` elements.
 #define FK_SHARED(T, name, count) __shared__ T name[count]
 #define FK_DYNAMIC_SMEM(T, name)                                \

@@ -15,7 +15,8 @@ template <typename T> __device__ __forceinline__ T shift_of(T top) { return top 
 
 // One warp a row of at most 32 kItems entries.
 template <typename T, int kItems> __global__ void __launch_bounds__(kThreads)
-row_logsumexp_warp(T* __restrict__ logits, const T* __restrict__ bias, std::int64_t n, int k, T* __restrict__ out, bool softmax) {
+    row_logsumexp_warp(T* __restrict__ logits, const T* __restrict__ bias, std::int64_t n, int k, T* __restrict__ out,
+                       bool softmax) {
   const int lane = threadIdx.x % kWarp;
   T b[kItems];
 #pragma unroll
@@ -47,8 +48,8 @@ row_logsumexp_warp(T* __restrict__ logits, const T* __restrict__ bias, std::int6
 
 // One block a row of any length.
 template <typename T> __global__ void __launch_bounds__(kThreads)
-row_logsumexp_block(T* __restrict__ logits, const T* __restrict__ bias, std::int64_t n, std::int64_t k, T* __restrict__ out,
-                    bool softmax) {
+    row_logsumexp_block(T* __restrict__ logits, const T* __restrict__ bias, std::int64_t n, std::int64_t k,
+                        T* __restrict__ out, bool softmax) {
   for (std::int64_t i = blockIdx.x; i < n; i += gridDim.x) {
     T* row = logits + i * k;
     T top = -math::infinity<T>(), sum = 0;
@@ -65,14 +66,14 @@ row_logsumexp_block(T* __restrict__ logits, const T* __restrict__ bias, std::int
 
 template <typename T, int kItems>
 void run_warp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, cudaStream_t stream) {
-  FK_LAUNCH((row_logsumexp_warp<T, kItems>), blocks_for(n, kWarps, 16384), kThreads, 0, stream, logits, bias, n, int(k), out,
-            softmax);
+  FK_LAUNCH((row_logsumexp_warp<T, kItems>), blocks_for(n, kWarps, 16384), kThreads, 0, stream, logits, bias, n, int(k),
+            out, softmax);
 }
 
 }  // namespace
 
-template <typename T>
-void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, cudaStream_t stream) {
+template <typename T> void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax,
+                                         cudaStream_t stream) {
   if (n == 0) return;
   if (k <= 32) run_warp<T, 1>(logits, bias, n, k, out, softmax, stream);
   else if (k <= 64) run_warp<T, 2>(logits, bias, n, k, out, softmax, stream);

@@ -1,7 +1,9 @@
-// Weighted column sums of a matrix in double, with the sum of weights and max | |x_i|^2 - 1 |: what a fit reads its data for.
+// Weighted column sums of a matrix in double, with the sum of weights and max | |x_i|^2 - 1 |: what a fit reads its
+// data for.
 //
 // Two stages: block b sums rows [b R, (b+1) R) into partial[b], then the partial rows are added in order. The same bits
-// for the same partial_rows; each x is read once, twice where a row exceeds what one block keeps in registers (d > 4096).
+// for the same partial_rows; each x is read once, twice where a row exceeds what one block keeps in registers (d >
+// 4096).
 #include "cuda/kernels.h"
 #include "cuda/reduce.cuh"
 
@@ -21,9 +23,10 @@ __device__ __forceinline__ double off_unit(double square) { return math::abs(squ
 
 // d <= kLanes kColumns: a team of kLanes threads takes a row, kBatch of them at a time to keep loads in flight.
 template <typename T, int kLanes, int kColumns, int kBatch> __global__ void __launch_bounds__(kThreads)
-resultant_teams(const T* __restrict__ x, const T* __restrict__ weights, std::int64_t n, int d, double* __restrict__ partial) {
+    resultant_teams(const T* __restrict__ x, const T* __restrict__ weights, std::int64_t n, int d,
+                    double* __restrict__ partial) {
   constexpr int kTeams = kThreads / kLanes;
-  FK_SHARED(double, total, kLanes * kColumns);
+  FK_SHARED(double, total, kLanes* kColumns);
   const int lane = threadIdx.x % kLanes, team = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
   const Rows rows = rows_of(n, blockIdx.x, gridDim.x);
   double sum[kColumns] = {}, weight = 0, worst = 0;
@@ -60,7 +63,8 @@ resultant_teams(const T* __restrict__ x, const T* __restrict__ weights, std::int
   for (int turn = 0; turn < kWarps; ++turn) {  // warps add up in order, without a copy of the sums for each
     if (turn == warp && threadIdx.x % kWarp < kLanes)
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) total[lane + c * kLanes] = turn == 0 ? sum[c] : total[lane + c * kLanes] + sum[c];
+      for (int c = 0; c < kColumns; ++c)
+        total[lane + c * kLanes] = turn == 0 ? sum[c] : total[lane + c * kLanes] + sum[c];
     __syncthreads();
   }
   double* row = partial + std::int64_t(blockIdx.x) * (d + 2);
@@ -73,11 +77,12 @@ resultant_teams(const T* __restrict__ x, const T* __restrict__ weights, std::int
   }
 }
 
-// A block takes kBatch whole rows at a time, or with blockIdx.y > 0 in the grid a tile of their columns (kNorms = false).
+// A block takes kBatch whole rows at a time, or with blockIdx.y > 0 in the grid a tile of their columns (kNorms =
+// false).
 constexpr int kBatch = 8;
 template <typename T, int kColumns, bool kNorms> __global__ void __launch_bounds__(kThreads)
-resultant_blocks(const T* __restrict__ x, const T* __restrict__ weights, std::int64_t n, std::int64_t d,
-                 double* __restrict__ partial) {
+    resultant_blocks(const T* __restrict__ x, const T* __restrict__ weights, std::int64_t n, std::int64_t d,
+                     double* __restrict__ partial) {
   FK_SHARED(double, squares, 2 * kWarps * kBatch);  // two buffers: one barrier a batch is enough
   const Rows rows = rows_of(n, blockIdx.x, gridDim.x);
   const std::int64_t first = std::int64_t(blockIdx.y) * kThreads * kColumns + threadIdx.x;
@@ -137,7 +142,7 @@ resultant_blocks(const T* __restrict__ x, const T* __restrict__ weights, std::in
 }
 
 template <typename T> __global__ void __launch_bounds__(kThreads)
-resultant_norms(const T* __restrict__ x, std::int64_t n, std::int64_t d, double* __restrict__ partial) {
+    resultant_norms(const T* __restrict__ x, std::int64_t n, std::int64_t d, double* __restrict__ partial) {
   const Rows rows = rows_of(n, blockIdx.x, gridDim.x);
   double worst = 0;
   for (std::int64_t i = rows.begin; i < rows.end; ++i) {
@@ -153,8 +158,8 @@ resultant_norms(const T* __restrict__ x, std::int64_t n, std::int64_t d, double*
 
 constexpr int kFinishRows = 8;
 __global__ void __launch_bounds__(kWarp* kFinishRows)
-resultant_finish(const double* __restrict__ partial, int rows, std::int64_t d, double* __restrict__ out) {
-  FK_SHARED(double, part, kWarp * kFinishRows);
+    resultant_finish(const double* __restrict__ partial, int rows, std::int64_t d, double* __restrict__ out) {
+  FK_SHARED(double, part, kWarp* kFinishRows);
   const std::int64_t column = std::int64_t(blockIdx.x) * kWarp + threadIdx.x;
   const bool is_max = column == d + 1;
   double v = 0;
@@ -175,9 +180,8 @@ resultant_finish(const double* __restrict__ partial, int rows, std::int64_t d, d
 
 }  // namespace
 
-template <typename T>
-void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial, int partial_rows, double* out,
-               cudaStream_t stream) {
+template <typename T> void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial,
+                                     int partial_rows, double* out, cudaStream_t stream) {
   const dim3 grid(partial_rows);
 #define FK_TEAMS(lanes, columns, batch) \
   FK_LAUNCH((resultant_teams<T, lanes, columns, batch>), grid, kThreads, 0, stream, x, weights, n, int(d), partial)
@@ -200,11 +204,14 @@ void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, dou
 #undef FK_TEAMS
 #undef FK_BLOCKS
   check_launch("resultant");
-  FK_LAUNCH((resultant_finish), blocks_for(d + 2, kWarp), dim3(kWarp, kFinishRows), 0, stream, partial, partial_rows, d, out);
+  FK_LAUNCH((resultant_finish), blocks_for(d + 2, kWarp), dim3(kWarp, kFinishRows), 0, stream, partial, partial_rows, d,
+            out);
   check_launch("resultant");
 }
 
-template void resultant<float>(const float*, const float*, std::int64_t, std::int64_t, double*, int, double*, cudaStream_t);
-template void resultant<double>(const double*, const double*, std::int64_t, std::int64_t, double*, int, double*, cudaStream_t);
+template void resultant<float>(const float*, const float*, std::int64_t, std::int64_t, double*, int, double*,
+                               cudaStream_t);
+template void resultant<double>(const double*, const double*, std::int64_t, std::int64_t, double*, int, double*,
+                                cudaStream_t);
 
 }  // namespace fokker::cuda

@@ -17,7 +17,8 @@ inline int team_lanes(std::int64_t items) {
   return lanes;
 }
 
-// Rows whose per-row scalars a warp computes at once, one a lane (a power of two): many, but thousands of warps in flight.
+// Rows whose per-row scalars a warp computes at once, one a lane (a power of two): many, but thousands of warps in
+// flight.
 inline int warp_group(std::int64_t n) {
   int group = 1;
   while (group < kWarp && n / (2 * group) >= 8192) group *= 2;
@@ -30,17 +31,24 @@ template <bool kWide> struct Team {
   __device__ __forceinline__ int size() const { return kWide ? kRowThreads : lanes; }
   // Every thread of the team gets the result; whole warps (wide: blocks) must call.
   __device__ __forceinline__ double sum(double v) const {
-    if constexpr (kWide) return block_reduce<kRowThreads>(v, Sum{});
-    for (int flip = lanes / 2; flip > 0; flip /= 2) v += shuffle_xor(v, flip);
-    return v;
+    if constexpr (kWide) {
+      return block_reduce<kRowThreads>(v, Sum{});
+    } else {
+      for (int flip = lanes / 2; flip > 0; flip /= 2) v += shuffle_xor(v, flip);
+      return v;
+    }
   }
 };
 
 // Row of this team among the grid's, -1 past the end.
-template <bool kWide> __device__ __forceinline__ std::int64_t team_row(const Team<kWide>& team, std::int64_t n) {
-  if constexpr (kWide) return blockIdx.x;
-  const std::int64_t row = (std::int64_t(blockIdx.x) * kRowThreads + threadIdx.x) / team.lanes;
-  return row < n ? row : -1;
+template <bool kWide> __device__ __forceinline__ std::int64_t team_row([[maybe_unused]] const Team<kWide>& team,
+                                                                       [[maybe_unused]] std::int64_t n) {
+  if constexpr (kWide) {
+    return blockIdx.x;
+  } else {
+    const std::int64_t row = (std::int64_t(blockIdx.x) * kRowThreads + threadIdx.x) / team.lanes;
+    return row < n ? row : -1;
+  }
 }
 template <bool kWide> inline unsigned team_blocks(std::int64_t n, int lanes) {
   return kWide ? blocks_for(n, 1) : blocks_for(n, kRowThreads / lanes);

@@ -23,12 +23,15 @@ template <typename T> const VmfConstants<T>& constants(std::int64_t dim) {
 }
 
 template <VmfFn F, typename T> __global__ void __launch_bounds__(kThreads)
-vmf_scalar_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<T> c, void* out, DType dtype) {
+    vmf_scalar_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<T> c, void* out,
+                      DType dtype) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < e.numel) store_element(out, dtype, i, math::vmf_element<F>(c, load_element<T>(e, 0, i)));
 }
-template <VmfFn F, typename T> void run(std::int64_t dim, const Elementwise& e, DType dtype, void* out, cudaStream_t stream) {
-  FK_LAUNCH((vmf_scalar_kernel<F, T>), blocks_for(e.numel, kThreads), kThreads, 0, stream, e, constants<T>(dim), out, dtype);
+template <VmfFn F, typename T>
+void run(std::int64_t dim, const Elementwise& e, DType dtype, void* out, cudaStream_t stream) {
+  FK_LAUNCH((vmf_scalar_kernel<F, T>), blocks_for(e.numel, kThreads), kThreads, 0, stream, e, constants<T>(dim), out,
+            dtype);
   check_launch("vmf_scalar");
 }
 
@@ -37,20 +40,23 @@ struct Outputs {
   DType dtype;
 };
 template <typename T> __global__ void __launch_bounds__(kThreads)
-vmf_bregman_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<T> c,
-                   const __grid_constant__ Outputs out) {
+    vmf_bregman_kernel(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<T> c,
+                       const __grid_constant__ Outputs out) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= e.numel) return;
+  const T k1 = load_element<T>(e, 0, i), k2 = load_element<T>(e, 1, i);
+  const bool inside = k1 >= T(0) && k2 >= T(0);
   T y[3];
-  math::vmf_bregman_element(c, load_element<T>(e, 0, i), load_element<T>(e, 1, i), y);
+  math::vmf_bregman_element(c, k1, k2, y);
 #pragma unroll
-  for (int k = 0; k < 3; ++k) store_element(out.data[k], out.dtype, i, y[k]);
+  for (int k = 0; k < 3; ++k) store_element(out.data[k], out.dtype, i, inside ? y[k] : math::quiet_nan<T>());
 }
 
 template <typename T> __device__ __forceinline__ const T* row_of(const Elementwise& e, int k, std::int64_t i) {
   return static_cast<const T*>(e.data[k]) + offset_of(e, k, i);
 }
-template <typename T> __device__ __forceinline__ double dot(const T* x, const T* mean, std::int64_t dim, int first, int step) {
+template <typename T>
+__device__ __forceinline__ double dot(const T* x, const T* mean, std::int64_t dim, int first, int step) {
   double sum = 0;
   for (std::int64_t j = first; j < dim; j += step) sum = math::mad(double(x[j]), double(mean[j]), sum);
   return sum;
@@ -58,8 +64,8 @@ template <typename T> __device__ __forceinline__ double dot(const T* x, const T*
 
 // A warp computes log C of `group` rows at once, one a lane, then teams of `lanes` take the rows.
 template <typename T> __global__ void __launch_bounds__(kRowThreads)
-vmf_log_prob_teams(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<double> c, T* __restrict__ out,
-                   int group, int lanes) {
+    vmf_log_prob_teams(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<double> c,
+                       T* __restrict__ out, int group, int lanes) {
   const int lane = threadIdx.x % kWarp, teams = kWarp / lanes;
   const std::int64_t base = (std::int64_t(blockIdx.x) * (kRowThreads / kWarp) + threadIdx.x / kWarp) * group;
   if (base >= e.numel) return;  // a whole warp
@@ -70,13 +76,15 @@ vmf_log_prob_teams(const __grid_constant__ Elementwise e, const __grid_constant_
     const int slot = first + lane / lanes;
     const bool valid = slot < group && base + slot < e.numel;
     const std::int64_t i = valid ? base + slot : e.numel - 1;
-    const double row_k = __shfl_sync(kFullWarp, k, slot & (kWarp - 1)), row_c = __shfl_sync(kFullWarp, log_c, slot & (kWarp - 1));
+    const double row_k = __shfl_sync(kFullWarp, k, slot & (kWarp - 1)),
+                 row_c = __shfl_sync(kFullWarp, log_c, slot & (kWarp - 1));
     const double sum = team.sum(dot(row_of<T>(e, 0, i), row_of<T>(e, 1, i), c.dim, team.lane(), lanes));
     if (valid && team.lane() == 0) out[i] = T(row_c + row_k * sum);
   }
 }
 template <typename T> __global__ void __launch_bounds__(kRowThreads)
-vmf_log_prob_blocks(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<double> c, T* __restrict__ out) {
+    vmf_log_prob_blocks(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<double> c,
+                        T* __restrict__ out) {
   const std::int64_t i = blockIdx.x;
   const double partial = dot(row_of<T>(e, 0, i), row_of<T>(e, 1, i), c.dim, threadIdx.x, kRowThreads);
   const double sum = block_reduce<kRowThreads>(partial, Sum{}), k = double(*row_of<T>(e, 2, i));
@@ -93,7 +101,8 @@ void vmf_scalar(VmfFn fn, std::int64_t dim, const Elementwise& e, DType out_dtyp
   if (e.numel == 0) return;
   switch (fn) {
 #define FK_CASE(name) \
-  case VmfFn::name: return run<VmfFn::name, T>(dim, e, out_dtype, out, stream);
+  case VmfFn::name:   \
+    return run<VmfFn::name, T>(dim, e, out_dtype, out, stream);
     FK_CASE(log_normalizer)
     FK_CASE(mean_resultant)
     FK_CASE(complement)
@@ -121,14 +130,14 @@ template <typename T> void vmf_log_prob(std::int64_t dim, const Elementwise& e, 
   const int group = warp_group(e.numel);
   if (dim >= kWideRow) FK_LAUNCH((vmf_log_prob_blocks<T>), blocks_for(e.numel, 1), kRowThreads, 0, stream, e, c, out);
   else
-    FK_LAUNCH((vmf_log_prob_teams<T>), blocks_for(e.numel, std::int64_t(kRowThreads / kWarp) * group), kRowThreads, 0, stream, e,
-              c, out, group, team_lanes(dim));
+    FK_LAUNCH((vmf_log_prob_teams<T>), blocks_for(e.numel, std::int64_t(kRowThreads / kWarp) * group), kRowThreads, 0,
+              stream, e, c, out, group, team_lanes(dim));
   check_launch("vmf_log_prob");
 }
 
-#define FK_INSTANTIATE(T)                                                                              \
-  template void vmf_scalar<T>(VmfFn, std::int64_t, const Elementwise&, DType, void*, cudaStream_t);    \
-  template void vmf_bregman<T>(std::int64_t, const Elementwise&, DType, void* const*, cudaStream_t);   \
+#define FK_INSTANTIATE(T)                                                                            \
+  template void vmf_scalar<T>(VmfFn, std::int64_t, const Elementwise&, DType, void*, cudaStream_t);  \
+  template void vmf_bregman<T>(std::int64_t, const Elementwise&, DType, void* const*, cudaStream_t); \
   template void vmf_log_prob<T>(std::int64_t, const Elementwise&, T*, cudaStream_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

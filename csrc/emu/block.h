@@ -10,20 +10,25 @@
 #include "emu/shared_memory.h"
 
 #ifdef FOKKER_EMU_THREADS
-#include <condition_variable>
+#include <semaphore.h>
+
+#include <cerrno>
 #include <mutex>
 #endif
 
 namespace fokker::emu {
 
-struct KernelError : std::runtime_error { using runtime_error::runtime_error; };
+struct KernelError : std::runtime_error {
+  using runtime_error::runtime_error;
+};
 struct Deadlock {};  // thrown by the thread whose wait left nobody running
 struct Aborted {};   // unwinds the threads of a block in which another one failed
 
 enum class Op : std::uint8_t { sync, shuffle, ballot, fold, match, barrier, barrier_count, barrier_and, barrier_or };
 inline const char* name_of(Op op) {
-  constexpr const char* names[] = {"__syncwarp", "__shfl_sync", "__ballot_sync", "__reduce_sync", "__match_any_sync",
-                                   "__syncthreads", "__syncthreads_count", "__syncthreads_and", "__syncthreads_or"};
+  constexpr const char* names[] = {"__syncwarp",          "__shfl_sync",       "__ballot_sync",
+                                   "__reduce_sync",       "__match_any_sync",  "__syncthreads",
+                                   "__syncthreads_count", "__syncthreads_and", "__syncthreads_or"};
   return names[static_cast<int>(op)];
 }
 using Fold = std::uint64_t (*)(std::uint64_t, std::uint64_t);
@@ -33,7 +38,6 @@ enum class State : std::uint8_t { unstarted, running, waiting, ready, done };
 // One lock per warp and one per block: a lock shared by all would order threads that CUDA leaves unordered.
 struct Monitor {
   std::mutex mutex;
-  std::condition_variable changed;
 };
 using Guard = std::unique_lock<std::mutex>;
 using Count = std::atomic<int>;
@@ -55,7 +59,16 @@ struct Thread {
   std::uint64_t value = 0, result = 0;
   Fold fold = nullptr;
   const char* site = nullptr;  // of the barrier it waits at
+#ifdef FOKKER_EMU_THREADS
+  sem_t wake;  // its own, or all waiters of a barrier would wake into one lock
+  Thread() { sem_init(&wake, 0, 0); }
+  Thread(const Thread&) = delete;
+  ~Thread() { sem_destroy(&wake); }
+  void post() { sem_post(&wake); }
+#else
   Fiber* fiber = nullptr;
+  void post() {}
+#endif
 };
 struct Warp {
   struct Group {  // lanes that wait for each other
@@ -71,8 +84,15 @@ class Block {
  public:
   using Call = void (*)(const void*);
   Block(const char* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, Call call, const void* data)
-      : kernel(kernel), grid(grid), dim(block), n(block.x * block.y * block.z), shared(dynamic_bytes), call(call),
-        data(data), threads(n), warps((n + 31) / 32) {
+      : kernel(kernel),
+        grid(grid),
+        dim(block),
+        n(block.x * block.y * block.z),
+        shared(dynamic_bytes),
+        call(call),
+        data(data),
+        threads(n),
+        warps((n + 31) / 32) {
     for (unsigned i = 0; i < n; ++i) {
       threads[i].linear = i;
       threads[i].index = {i % dim.x, i / dim.x % dim.y, i / (dim.x * dim.y)};
@@ -118,9 +138,9 @@ class Block {
 
  private:
   static std::uint32_t bit(const Thread& t) { return 1u << (t.linear & 31); }
-  void complete(Warp& w, int group, Monitor& m);
+  void complete(Warp& w, int group);
   void complete_barrier();
-  void wait(Thread& me, Guard& guard, Monitor& m);
+  void wait(Thread& me, Guard& guard);
   int add_runnable(int change);
 
   std::vector<Thread*> waiters;  // at the barrier

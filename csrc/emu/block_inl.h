@@ -14,12 +14,11 @@ inline void Block::fail(const std::string& message) {
     if (!failed) error = message;
     failed = true;
   }
-  for (auto& w : warps) {
-    Guard g(w.monitor.mutex);
-    w.monitor.changed.notify_all();
+  Guard all(monitor.mutex);
+  for (auto& t : threads) {
+    Guard guard(warps[t.linear / 32].monitor.mutex);
+    if (t.state == State::waiting) t.post();
   }
-  Guard g(monitor.mutex);
-  monitor.changed.notify_all();
 #else
   if (!failed) error = message;
   failed = true;
@@ -37,18 +36,21 @@ inline int Block::add_runnable(int change) {
 #endif
 }
 
-inline void Block::wait(Thread& me, Guard& guard, Monitor& m) {
+inline void Block::wait(Thread& me, Guard& guard) {
   me.state = State::waiting;
   if (add_runnable(-1) == 0) throw Deadlock{};
 #ifdef FOKKER_EMU_THREADS
-  m.changed.wait(guard, [&] { return me.state == State::ready || failed; });
+  guard.unlock();
+  while (sem_wait(&me.wake) != 0 && errno == EINTR) {
+  }
+  if (failed) throw Aborted{};
 #else
-  (void)guard, (void)m;
+  (void)guard;
   me.fiber->suspend();
   current_thread() = &me;
-#endif
   if (failed) throw Aborted{};
   me.state = State::running;
+#endif
 }
 
 inline std::string Block::deadlock_message() {
@@ -79,13 +81,14 @@ inline std::string Block::deadlock_message() {
   return text + "; none can go on";
 }
 
-inline void Block::complete(Warp& w, int group, Monitor& m) {
+inline void Block::complete(Warp& w, int group) {
   const Warp::Group g = w.groups[group];
   w.groups[group] = w.groups[--w.count];
   Thread* lanes = &threads[(&w - warps.data()) * 32];
   const int first = __builtin_ctz(g.arrived);
   const Op op = lanes[first].op;
   std::uint64_t together = op == Op::fold ? lanes[first].value : 0;
+  std::uint32_t released = 0;
   for (int l = 0; l < 32; ++l) {
     if (!(g.arrived >> l & 1)) continue;
     if (op == Op::ballot) together |= std::uint64_t(lanes[l].value != 0) << l;
@@ -105,12 +108,12 @@ inline void Block::complete(Warp& w, int group, Monitor& m) {
     if (t.state == State::waiting) {
       t.state = State::ready;
       add_runnable(1);
+      released |= 1u << l;
     }
   }
-#ifdef FOKKER_EMU_THREADS
-  m.changed.notify_all();
-#else
-  (void)m;
+  for (int l = 0; l < 32; ++l)  // all at the end: a lane that is awake may fill its slot anew
+    if (released >> l & 1) lanes[l].post();
+#ifndef FOKKER_EMU_THREADS
   ++meetings;
 #endif
 }
@@ -119,9 +122,7 @@ inline std::uint64_t Block::warp_collective(Thread& me, Op op, std::uint32_t mas
                                             Fold fold) {
   Warp& w = warps[me.linear / 32];
   const Thread* lanes = &threads[me.linear / 32 * 32];
-  const auto complain = [&](const std::string& what) {
-    return KernelError(std::string(name_of(op)) + ": " + what);
-  };
+  const auto complain = [&](const std::string& what) { return KernelError(std::string(name_of(op)) + ": " + what); };
   if (!(mask & bit(me))) throw complain("its own lane is not in the mask");
 #ifdef FOKKER_EMU_THREADS
   Guard guard(w.monitor.mutex);
@@ -141,8 +142,8 @@ inline std::uint64_t Block::warp_collective(Thread& me, Op op, std::uint32_t mas
     throw complain(std::string("other lanes of the mask are at ") + name_of(lanes[__builtin_ctz(mine.arrived)].op));
   me.op = op, me.mask = mask, me.value = value, me.source = source, me.fold = fold;
   mine.arrived |= bit(me);
-  if (mine.arrived == (mask & ~w.exited)) complete(w, group, w.monitor);
-  else wait(me, guard, w.monitor);
+  if (mine.arrived == (mask & ~w.exited)) complete(w, group);
+  else wait(me, guard);
   return me.result;
 }
 
@@ -155,12 +156,11 @@ inline void Block::complete_barrier() {
     if (t->state == State::waiting) {
       t->state = State::ready;
       add_runnable(1);
+      t->post();
     }
   }
   waiters.clear();
-#ifdef FOKKER_EMU_THREADS
-  monitor.changed.notify_all();
-#else
+#ifndef FOKKER_EMU_THREADS
   ++meetings;
 #endif
 }
@@ -173,12 +173,12 @@ inline std::uint64_t Block::barrier(Thread& me, Op op, std::uint64_t value, cons
 #endif
   if (failed) throw Aborted{};
   if (!waiters.empty() && (waiters[0]->op != op || std::strcmp(waiters[0]->site, site) != 0))
-    throw KernelError("threads of one block meet at two barriers: " + std::string(name_of(op)) + " (" + site + ") and " +
-                      name_of(waiters[0]->op) + " (" + waiters[0]->site + ")");
+    throw KernelError("threads of one block meet at two barriers: " + std::string(name_of(op)) + " (" + site +
+                      ") and " + name_of(waiters[0]->op) + " (" + waiters[0]->site + ")");
   me.op = op, me.value = value, me.site = site;
   waiters.push_back(&me);
   if (static_cast<int>(waiters.size()) == alive) complete_barrier();
-  else wait(me, guard, monitor);
+  else wait(me, guard);
   return me.result;
 }
 
@@ -190,7 +190,7 @@ inline void Block::leave(Thread& me) {
 #endif
     w.exited |= bit(me);
     for (int g = w.count - 1; g >= 0 && !failed; --g)
-      if (w.groups[g].arrived == (w.groups[g].mask & ~w.exited)) complete(w, g, w.monitor);
+      if (w.groups[g].arrived == (w.groups[g].mask & ~w.exited)) complete(w, g);
   }
 #ifdef FOKKER_EMU_THREADS
   Guard guard(monitor.mutex);

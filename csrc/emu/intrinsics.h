@@ -104,19 +104,19 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 template <typename T> unsigned __match_any_sync(unsigned mask, T v) {
   return unsigned(fokker::emu::meet(fokker::emu::Op::match, mask, fokker::emu::pack(v)));
 }
-#define FK_EMU_REDUCE(name, expression)                                                                          \
-  template <typename T> T name(unsigned mask, T v) {                                                             \
-    static_assert(std::is_integral_v<T> && sizeof(T) == 4, "warp reductions take 32-bit integers");              \
-    return fokker::emu::unpack<T>(fokker::emu::meet(                                                             \
-        fokker::emu::Op::fold, mask, fokker::emu::pack(v), 0, [](std::uint64_t p, std::uint64_t q) {             \
-          const T a = fokker::emu::unpack<T>(p), b = fokker::emu::unpack<T>(q);                                  \
-          return fokker::emu::pack(T(expression));                                                               \
-        }));                                                                                                     \
+#define FK_EMU_REDUCE(name, expression)                                                                                \
+  template <typename T> T name(unsigned mask, T v) {                                                                   \
+    static_assert(std::is_integral_v<T> && sizeof(T) == 4, "warp reductions take 32-bit integers");                    \
+    return fokker::emu::unpack<T>(                                                                                     \
+        fokker::emu::meet(fokker::emu::Op::fold, mask, fokker::emu::pack(v), 0, [](std::uint64_t p, std::uint64_t q) { \
+          const T a = fokker::emu::unpack<T>(p), b = fokker::emu::unpack<T>(q);                                        \
+          return fokker::emu::pack(T(expression));                                                                     \
+        }));                                                                                                           \
   }
 FK_EMU_REDUCE(__reduce_add_sync, std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b))
 FK_EMU_REDUCE(__reduce_min_sync, b < a ? b : a)
 FK_EMU_REDUCE(__reduce_max_sync, a < b ? b : a)
-FK_EMU_REDUCE(__reduce_and_sync, a & b)
+FK_EMU_REDUCE(__reduce_and_sync, a& b)
 FK_EMU_REDUCE(__reduce_or_sync, a | b)
 FK_EMU_REDUCE(__reduce_xor_sync, a ^ b)
 #undef FK_EMU_REDUCE
@@ -170,11 +170,21 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) double2 { double x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }

@@ -60,7 +60,6 @@ template <typename Index> inline void arrange(std::vector<Index>& turns, Order o
 // Runs the kernel as thread `t`; returns when the thread has left the block, however it left.
 inline void run_thread(Block& b, Thread& t) {
   current_thread() = &t;
-  t.state = State::running;
   std::string message;
   bool deadlock = false;
   try {
@@ -84,18 +83,54 @@ inline void run_thread(Block& b, Thread& t) {
 }
 
 #ifdef FOKKER_EMU_THREADS
-inline void run_block(Block& b, SplitMix& random) {
-  std::vector<unsigned> turns(b.n);
-  arrange(turns, config().order, random, true);
-  std::vector<std::thread> running;
-  running.reserve(b.n);
-  for (unsigned i : turns)
-    running.emplace_back([&b, i] {
-      current_block() = &b;
-      run_thread(b, b.threads[i]);
-    });
-  for (auto& t : running) t.join();
-}
+// The host threads of one launch, which run its blocks one after another: starting a thread is dear under a sanitizer.
+class Crew {
+ public:
+  explicit Crew(Block& b) : block_(b), members_(b.n) {
+    sem_init(&finished_, 0, 0);
+    for (unsigned i = 0; i < b.n; ++i) {
+      sem_init(&members_[i].go, 0, 0);
+      members_[i].thread = std::thread([this, i] { work(i); });
+    }
+  }
+  ~Crew() {
+    quit_ = true;
+    for (auto& m : members_) sem_post(&m.go);
+    for (auto& m : members_) {
+      m.thread.join();
+      sem_destroy(&m.go);
+    }
+    sem_destroy(&finished_);
+  }
+  void run_block(SplitMix& random) {
+    std::vector<unsigned> turns(block_.n);
+    arrange(turns, config().order, random, true);
+    for (unsigned i : turns) sem_post(&members_[i].go);
+    for (unsigned i = 0; i < block_.n; ++i) wait_for(finished_);
+  }
+
+ private:
+  struct Member {
+    sem_t go;
+    std::thread thread;
+  };
+  static void wait_for(sem_t& s) {
+    while (sem_wait(&s) != 0 && errno == EINTR) {
+    }
+  }
+  void work(unsigned i) {
+    current_block() = &block_;
+    for (wait_for(members_[i].go); !quit_; wait_for(members_[i].go)) {
+      run_thread(block_, block_.threads[i]);
+      sem_post(&finished_);
+    }
+  }
+
+  Block& block_;
+  bool quit_ = false;
+  sem_t finished_;
+  std::vector<Member> members_;
+};
 #else
 // The round in progress: a fiber whose thread ends without waiting takes the next turn on its own stack, so a kernel
 // without collectives runs as plain calls.
@@ -113,11 +148,12 @@ inline void take_turns() {
   for (;;) {
     Thread& t = b.threads[r.turns[r.next++]];
     t.fiber = FiberPool::mine().current();
+    t.state = State::running;
     run_thread(b, t);
     if (b.failed || r.next == r.turns.size() || b.threads[r.turns[r.next]].state != State::unstarted) return;
   }
 }
-inline void run_block(Block& b, SplitMix& random) {
+inline void run_fibers(Block& b, SplitMix& random) {
   FiberPool& pool = FiberPool::mine();
   pool.set_body(&take_turns);
   Round& r = round_in_progress();
@@ -142,6 +178,15 @@ inline void run_block(Block& b, SplitMix& random) {
     }
   }
 }
+// The fibers belong to the host thread, not to the launch.
+class Crew {
+ public:
+  explicit Crew(Block& b) : block_(b) {}
+  void run_block(SplitMix& random) { run_fibers(block_, random); }
+
+ private:
+  Block& block_;
+};
 #endif
 
 inline bool valid_launch(dim3 grid, dim3 block, std::size_t dynamic_bytes) {
@@ -151,9 +196,9 @@ inline bool valid_launch(dim3 grid, dim3 block, std::size_t dynamic_bytes) {
 }
 
 // As on a device, a failure is kept for cudaGetLastError: a launch itself reports nothing.
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes,
-            cudaStream_t, Arguments&&... arguments) {
+template <typename... Parameters, typename... Arguments> void launch(const char* name, void (*kernel)(Parameters...),
+                                                                     dim3 grid, dim3 block, std::size_t dynamic_bytes,
+                                                                     cudaStream_t, Arguments&&... arguments) {
   if (!valid_launch(grid, block, dynamic_bytes)) {
     record_error(cudaErrorInvalidConfiguration, "invalid configuration argument");
     return;
@@ -165,6 +210,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     std::apply(k.first, k.second);
   };
   Block b(name, grid, block, dynamic_bytes, call, &packed);
+  Crew crew(b);
   SplitMix random{config().seed};
   Block* const outer = std::exchange(current_block(), &b);
   stats() = {};
@@ -175,14 +221,14 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     const std::uint64_t k = turns.empty() ? i : turns[i];
     b.start({unsigned(k % grid.x), unsigned(k / grid.x % grid.y), unsigned(k / grid.x / grid.y)}, config().poison);
     ++stats().blocks;
-    run_block(b, random);
+    crew.run_block(random);
   }
   stats().meetings = b.meetings;
   current_block() = outer;
   if (b.failed)
-    record_error(cudaErrorLaunchFailure, std::string("emulated kernel ") + name + ", block (" + std::to_string(b.index.x) +
-                                             ", " + std::to_string(b.index.y) + ", " + std::to_string(b.index.z) +
-                                             "): " + b.error);
+    record_error(cudaErrorLaunchFailure, std::string("emulated kernel ") + name + ", block (" +
+                                             std::to_string(b.index.x) + ", " + std::to_string(b.index.y) + ", " +
+                                             std::to_string(b.index.z) + "): " + b.error);
 }
 
 }  // namespace fokker::emu

@@ -52,7 +52,8 @@ class SharedMemory {
       }
       if (seen != key) continue;
       std::int64_t at;
-      while ((at = e.offset.load(std::memory_order_relaxed)) == -1) {}
+      while ((at = e.offset.load(std::memory_order_relaxed)) == -1) {
+      }
       return at == kFull ? nullptr : base_ + at;
     }
     return nullptr;

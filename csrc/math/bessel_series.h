@@ -24,8 +24,8 @@ template <typename T> struct SeriesSums {
 // The float sums would overflow: both recurrences are multiplied by `scale`, which all quotients are free of.
 template <typename T> FK_HD constexpr T series_scale() { return sizeof(T) == 8 ? T(1) : T(0.0625); }
 
-// In single precision the last steps, whose roundings weigh most, keep their low parts.
-template <typename T> inline constexpr int kSeriesLowSteps = sizeof(T) == 8 ? 0 : 2;
+// In single precision the last step, whose roundings weigh most, keeps its low parts.
+template <typename T> inline constexpr int kSeriesLowSteps = sizeof(T) == 8 ? 0 : 1;
 
 template <int N, typename T> FK_HD FK_INLINE SeriesSums<T> iv_series_sums(T v, DoubleWord<T> square) {
   constexpr T scale = series_scale<T>();

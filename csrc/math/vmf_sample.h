@@ -4,7 +4,7 @@
 //   w = (1 - b r) / (1 + b r),   r = z / (1 - z),  z ~ Beta(n/2, n/2),  n = d - 1,  b = n / (2k + sqrt(4k^2 + n^2)).
 // Written in y = 2z - 1, with D = (1 - y) + b (1 + y), nothing cancels and k drops out of the acceptance test:
 //   1 - w = 2b (1 + y) / D,   1 + w = 2 (1 - y) / D,   s = (1 - b) y / D,   accept if log u <= n (log(1 + s) - s).
-// The symmetric beta variate is Ulrich's, exact and without rejection for every d >= 2 (Devroye 1986, IX.3.4):
+// The symmetric beta variate is Ulrich's, exact and without rejection for every d >= 2 (Devroye 1986, chapter IX.4):
 //   y = sqrt(1 - U^(2/(d-2))) cos(2 pi V).
 // The chance to accept is above 0.65 for every d and k (least at d = 2, k -> inf; 0.70 for large d; 1 at k = 0), 1.5
 // attempts at the most on average. d = 3 inverts its distribution function: no rejection.
@@ -24,9 +24,9 @@ struct VmfCosine {
 };
 
 // After this many rejections the sample is nan; 0.35^1024 never happens, so this only keeps a GPU from hanging.
-constexpr std::uint32_t vmf_max_attempts = 1024;
-constexpr std::uint32_t vmf_blocks_per_attempt =
-    2;  // counter: block 2a holds the proposal's U, V; block 2a + 1 the test's u
+constexpr int vmf_max_attempts = 1024;
+// Block 2a of the counter holds U and V of attempt a, block 2a + 1 the u of its test.
+constexpr int vmf_blocks_per_attempt = 2;
 
 struct VmfEnvelope {
   double concentration, b, one_minus_b;
@@ -203,7 +203,7 @@ FK_HD FK_INLINE double vmf_tail_result(const VmfTail& a, double sum) {
   return valid ? (inside ? y : 0.0) : quiet_nan<double>();  // the ends of [-1, 1] do not move
 }
 
-// Gauss-Legendre on [0, 1]: relative error below 3e-11 for d = 2 .. 1e6, k = 0 .. 1e8 (most of it at d = 2), 4e-13 from d = 4.
+// Gauss-Legendre on [0, 1]: relative error below 3e-11 for d = 2 .. 1e6, k = 0 .. 1e8; it is most at d = 2.
 constexpr int vmf_nodes = 24;
 FK_HD FK_INLINE double vmf_node(int i) {
   static constexpr double x[] = {0.00240639000148932, 0.012635722014345251, 0.030862723998633622, 0.056792236497799485,

@@ -109,6 +109,9 @@ class _Borrowed:
 
 def _from_numpy(op: str, name: str, value: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)):
+        if not isinstance(value, numbers.Real):
+            kind = type(value).__name__
+            raise TypeError(f"{op}: {name} must be a tensor, a NumPy array or a real number, got {kind}")
         return value
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
@@ -193,7 +196,10 @@ def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]
             ):
                 if (b.requires_grad or a.requires_grad) and _grad_enabled():
                     return op(a, b) if op.prefers_reference else apply(a, b)
-                return by_device[a.is_cuda](a, b)
+                try:
+                    return by_device[a.is_cuda](a, b)
+                except (TypeError, ValueError):
+                    pass  # `call` looks closer, and names what is wrong
             return call(op, names, (a, b), (), out)
 
         return f

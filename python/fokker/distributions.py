@@ -1,4 +1,4 @@
-"""torch.distributions faces of fokker's families: `VonMisesFisher` and `HypersphericalUniform` on the sphere S^{d-1}."""
+"""torch.distributions faces of fokker's families: `VonMisesFisher` and `HypersphericalUniform` on the sphere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
 from . import vmf
+from ._elementwise import FLOATS
 
 __all__ = ["HypersphericalUniform", "VonMisesFisher", "unit_vector"]
 
@@ -29,12 +30,17 @@ class _UnitVector(constraints.Constraint):
 unit_vector = _UnitVector()
 
 
+def _check_dtype(what: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOATS:
+        raise TypeError(f"{what} float16, bfloat16, float32 or float64, got {dtype}")
+
+
 class VonMisesFisher(Distribution):
     r"""The von Mises-Fisher distribution, density ``C_d(k) exp(k mu.x)`` on the unit sphere of R^d, d >= 2.
 
     Args:
         mean_direction: mu, ``(..., d)``, unit vectors (``loc`` in some libraries).
-        concentration: k >= 0, ``(...)`` (``scale`` in s-vae); broadcasts with the batch dimensions of ``mean_direction``.
+        concentration: k >= 0, ``(...)`` (``scale`` in s-vae); broadcasts with the batch dimensions of mu.
         validate_args: check parameters and values, as in torch.distributions.
 
     ``rsample`` is differentiable in both parameters; the gradient in the concentration is the implicit one (see
@@ -52,6 +58,13 @@ class VonMisesFisher(Distribution):
             raise ValueError("mean_direction must be a tensor of shape (..., d)")
         if mean_direction.shape[-1] < 2:
             raise ValueError(f"mean_direction {tuple(mean_direction.shape)}: the dimension must be at least 2")
+        _check_dtype("mean_direction must be", mean_direction.dtype)
+        if isinstance(concentration, Tensor):
+            if concentration.is_complex():
+                raise TypeError(f"concentration must be real, got {concentration.dtype}")
+            if concentration.device != mean_direction.device:
+                where = f"concentration is on {concentration.device}, mean_direction on {mean_direction.device}"
+                raise TypeError(f"{where}; one device expected")
         k = torch.as_tensor(concentration, dtype=mean_direction.dtype, device=mean_direction.device)
         try:
             batch = torch.broadcast_shapes(mean_direction.shape[:-1], k.shape)
@@ -154,11 +167,17 @@ class HypersphericalUniform(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self.dim = vmf._dim(dim)
-        self._like = torch.zeros((), dtype=dtype or torch.get_default_dtype(), device=device)
+        dtype = dtype or torch.get_default_dtype()
+        _check_dtype("dtype must be", dtype)
+        self._like = torch.zeros((), dtype=dtype, device=device)
         super().__init__(torch.Size(batch_shape), torch.Size([self.dim]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> HypersphericalUniform:
-        return HypersphericalUniform(self.dim, batch_shape, self._like.dtype, self._like.device, self._validate_args)
+        new = self._get_checked_instance(HypersphericalUniform, _instance)
+        new.dim, new._like = self.dim, self._like
+        super(HypersphericalUniform, new).__init__(torch.Size(batch_shape), self._event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     @property
     def mean(self) -> Tensor:
@@ -172,6 +191,9 @@ class HypersphericalUniform(Distribution):
         first = torch.zeros(self.dim, dtype=self._like.dtype, device=self._like.device)
         first[0] = 1.0
         return vmf.sample(first, self._like, (*sample_shape, *self._batch_shape), **noise)
+
+    def sample(self, sample_shape: Any = torch.Size(), **noise: Any) -> Tensor:  # noqa: B008
+        return self.rsample(sample_shape, **noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

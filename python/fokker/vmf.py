@@ -9,6 +9,7 @@ concentration gives NaN.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -159,13 +160,18 @@ def log_prob(x: Tensor, mean_direction: Tensor, concentration: Any) -> Tensor:
     return ops.log_prob(x, mean, k)
 
 
+def _integer(value: Any) -> int:
+    # torch.compile keeps a plain int symbolic, where operator.index would compile anew for each value.
+    return value if type(value) is int else operator.index(value)
+
+
 def _seed(seed: Any, generator: torch.Generator | None) -> int:
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both")
     if seed is None:
         device = generator.device if generator is not None else "cpu"
         return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
-    value = operator.index(seed)
+    value = _integer(seed)
     if not 0 <= value < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {value}")
     return value - 2**64 if value >= 2**63 else value  # a schema's int is signed
@@ -183,7 +189,7 @@ def rsample(
 ) -> Tensor:
     r"""Exact samples of vMF(mu, k), differentiable in mean direction and concentration.
 
-    The cosine mu.x comes from Wood's rejection scheme (1994; inversion at d = 3), the direction from normalised normals,
+    The cosine mu.x comes from Wood's rejection scheme (1994; inversion at d = 3), the direction from normed normals,
     a Householder reflection turns e1 into mu: one pass, no temporary. The noise is a pure function of
     ``(seed, step, sample id, element)`` (Philox4x32-10): the same sample on every backend, whatever the batch split.
 
@@ -191,7 +197,7 @@ def rsample(
     2018): unbiased, where the pathwise gradient through the rejection step is not.
 
     Args:
-        mean_direction: ``(..., d)``, unit vectors. concentration: ``(...)``, in [0, 1e8] or so; the two broadcast to the
+        mean_direction: ``(..., d)``, unit vectors. concentration: ``(...)``, in [0, 1e8] or so; they broadcast to the
             batch shape.
         sample_shape: leading shape of the result.
         seed: in [0, 2^64); ``generator`` (or torch's default) draws one where it is not given.
@@ -204,7 +210,7 @@ def rsample(
     """
     mean, k = _rows("rsample", {"mean_direction": mean_direction}, {"concentration": concentration})
     d = _dim(mean.shape[-1])
-    step = operator.index(step)
+    step = _integer(step)
     if not 0 <= step < 2**24:
         raise ValueError(f"step must be in [0, 2^24), got {step}")
     dtype = mean.dtype
@@ -222,7 +228,10 @@ def rsample(
         except RuntimeError:
             raise ValueError(f"sample_ids {tuple(sample_ids.shape)} must broadcast to {tuple(full)}") from None
     n = full.numel()
-    out = ops.sample(rows, flat, sample_ids, 0, _seed(seed, generator), step, n)[0]
+    seed = _seed(seed, generator)
+    if not n:
+        return (mean * k[..., None]).expand(*full, d).to(dtype)
+    out = ops.sample(rows, flat, sample_ids, 0, seed, step, n)[0]
     return out.reshape(*full, d).to(dtype)
 
 
@@ -255,29 +264,45 @@ def fit(x: Tensor, weights: Tensor | None = None, *, validate: bool = True) -> t
             raise TypeError(f"fit: weights must be a tensor, got {type(weights).__name__}")
         if weights.shape != x.shape[:1]:
             raise ValueError(f"fit: weights {tuple(weights.shape)} must have one entry a row of x {tuple(x.shape)}")
+        if weights.is_complex():
+            raise TypeError(f"fit: weights must be real, got {weights.dtype}")
+        if weights.device != x.device:
+            raise TypeError(f"fit: weights is on {weights.device}, x on {x.device}; one device expected")
         if validate and not bool((weights >= 0).all()):
             raise ValueError("fit: weights must be non-negative (and not NaN)")
-        weights = weights.detach().to(device=x.device, dtype=x.dtype)
+        weights = _narrow(weights.detach(), torch.float64 if x.dtype == torch.float64 else torch.float32)
     with torch.no_grad():
         sums = ops.resultant(x.detach(), weights)
         total, off = sums[d], sums[d + 1]
         if validate:
-            if not float(total) > 0:
-                raise ValueError(f"fit: weights must not sum to zero, got {float(total)}")
+            if float(total) == 0:
+                raise ValueError("fit: weights must not sum to zero")
+            if not float(total) < math.inf:
+                raise ValueError("fit: weights must be finite, and so must be their sum")
             allowed = max(2e-3, 16 * torch.finfo(x.dtype).eps)
             if not float(off) <= allowed:
-                raise ValueError(f"fit: rows of x must be unit vectors, | |x|^2 - 1 | is {float(off):.3g} in one of them")
+                raise ValueError(f"fit: rows of x must be unit vectors, | |x|^2 - 1 | is {float(off):.3g} in one")
         direction, k = _estimate(sums[:d], total)
     return direction.to(x.dtype), k.to(x.dtype)
 
 
+def _narrow(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in ``dtype``, as shares of the largest where their own dtype has a wider range (any scale is right)."""
+    if torch.promote_types(weights.dtype, dtype) == dtype and weights.is_floating_point():
+        return weights.to(dtype)
+    wide = weights.double()
+    top = wide.amax()
+    return (wide / torch.where(top > 0, top, 1.0)).to(dtype)
+
+
 def _estimate(sums: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Mean directions (..., d) and concentrations (...) from resultants (..., d) and masses (...), in float64."""
-    length = torch.linalg.vector_norm(sums, dim=-1)
+    sums = sums / torch.where(total > 0, total, 1.0)[..., None]  # before squares of them overflow
+    length, d = torch.linalg.vector_norm(sums, dim=-1), sums.shape[-1]
     first = torch.zeros_like(sums)
     first[..., 0] = 1.0
     direction = torch.where((length > 0)[..., None], sums / length[..., None], first)
-    resultant, d = (length / total).clamp(max=1.0), sums.shape[-1]
+    resultant = length.clamp(max=1.0)
     # 1 - R keeps what R near 1 has lost, and the other way round.
     far = concentration_from_resultant(d, complement=1 - resultant)
     return direction, torch.where(resultant > 0.5, far, concentration_from_resultant(d, resultant))
@@ -309,8 +334,8 @@ def mixture_log_prob(
     components = shapes[1][:1]
     if [len(s) for s in shapes] != [2, 2, 1, 1] or shapes[0][1] != shapes[1][1] or {components} != set(shapes[2:]):
         raise ValueError(
-            "mixture_log_prob: x (n, d), mean_directions (K, d), concentrations (K,) and log_weights (K,) expected, got "
-            + ", ".join(map(str, shapes))
+            "mixture_log_prob: x (n, d), mean_directions (K, d), concentrations (K,) and log_weights (K,) expected, "
+            "got " + ", ".join(map(str, shapes))
         )
     if not components[0]:
         raise ValueError("mixture_log_prob: at least one component expected, got mean_directions " + str(shapes[1]))

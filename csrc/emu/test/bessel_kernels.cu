@@ -1,6 +1,6 @@
 // The log-Bessel kernels against the scalar functions they are made of; usage: bessel_kernels <order> <seed> <n>.
-// Every function, derivative, layout and dtype, over all regimes and the edges: the bits of the regime that the warp has
-// chosen, and for values within the error bound of the element's own regime. Ends with a digest of all outputs.
+// Every function, derivative, layout and dtype, over all regimes and the edges: the bits of the regime that the warp
+// has chosen, and for values within the error bound of the element's own regime. Ends with a digest of all outputs.
 #include <algorithm>
 #include <cstdlib>
 
@@ -30,7 +30,7 @@ template <Fn F, int Order, int R, typename T> void in_regime(int regime, T v, T 
 
 // The regimes of n <= 32 lanes, the hardest of a family for all its members; the last lane's repeats change nothing.
 template <Fn F, typename T> void choose(const T* v, const T* x, int n, int* own, int* chosen) {
-  constexpr int small = math::kSmallRegime<T>, half = math::is_k(F) ? small + math::kKSmallTiers / 2 : small;
+  constexpr int small = math::kSmallRegime<T>, half = small + (math::is_k(F) ? math::kKSmallTiers / 2 : 1);
   const int begins[] = {0, math::kScaledRegime<T>, small, half, math::kEdgeRegime<F, T>, math::kRegimes<F, T>};
   for (int i = 0; i < n; ++i) own[i] = math::bessel_regime<F>(v[i], x[i]);
   for (int family = 0; family < 5; ++family) {
@@ -68,12 +68,18 @@ template <Fn F, typename T> Expected<T> expected(int order, const std::vector<T>
 }
 template <typename T> Expected<T> expected(Fn fn, int order, const std::vector<T>& v, const std::vector<T>& x) {
   switch (fn) {
-    case Fn::log_iv: return expected<Fn::log_iv>(order, v, x);
-    case Fn::log_ive: return expected<Fn::log_ive>(order, v, x);
-    case Fn::log_kv: return expected<Fn::log_kv>(order, v, x);
-    case Fn::log_kve: return expected<Fn::log_kve>(order, v, x);
-    case Fn::iv_ratio: return expected<Fn::iv_ratio>(order, v, x);
-    default: return expected<Fn::kv_ratio>(order, v, x);
+    case Fn::log_iv:
+      return expected<Fn::log_iv>(order, v, x);
+    case Fn::log_ive:
+      return expected<Fn::log_ive>(order, v, x);
+    case Fn::log_kv:
+      return expected<Fn::log_kv>(order, v, x);
+    case Fn::log_kve:
+      return expected<Fn::log_kve>(order, v, x);
+    case Fn::iv_ratio:
+      return expected<Fn::iv_ratio>(order, v, x);
+    default:
+      return expected<Fn::kv_ratio>(order, v, x);
   }
 }
 
@@ -84,7 +90,7 @@ template <typename T> struct Points {
 template <typename T> Points<T> points(int n, Random& random) {
   Points<T> p;
   const double inf = INFINITY, top = sizeof(T) == 8 ? 1e300 : 1e37;
-  const double edges[] = {0, 1e-30, 0.5, 1, 3.5, 25, inf, -1, NAN, top};
+  const double edges[] = {0, 1e-300, 1e-40, 1e-30, 0.5, 1, 3.5, 25, inf, -1, NAN, top};
   for (double v : edges)
     for (double x : edges) p.v.push_back(T(v)), p.x.push_back(T(x));
   double radius = 1;
@@ -113,7 +119,8 @@ template <typename T> void contiguous(const Points<T>& p) {
       if constexpr (kCompare) {
         const auto want = expected(Fn(f), order, p.v, p.x);
         for (int k = 0; k <= order; ++k) expect_bits(got[k], want.warp[k], name + " output " + std::to_string(k));
-        if (order == 0) expect_near(got[0], want.alone[0], sizeof(T) == 8 ? 1e-15 : 4e-7, name + " against elements alone");
+        if (order == 0)
+          expect_near(got[0], want.alone[0], sizeof(T) == 8 ? 1e-15 : 4e-7, name + " against elements alone");
       }
       if (order != 1) continue;
       std::vector<T> last(n);
@@ -129,17 +136,21 @@ template <typename T> void layouts(Random& random) {
   std::vector<T> v(b), x(n), full_v(n), full_x(n), got(n), want(n);
   for (auto& e : v) e = T(random.between(0, 40));
   for (auto& e : x) e = T(random.between(0.1, 40));
-  for (std::int64_t i = 0; i < n; ++i) full_v[i] = v[i / c % b], full_x[i] = x[i / (b * c) + (i / c % b) * a + i % c * a * b];
+  for (std::int64_t i = 0; i < n; ++i)
+    full_v[i] = v[i / c % b], full_x[i] = x[i / (b * c) + (i / c % b) * a + i % c * a * b];
   Tensor strided_v(v.data(), kType<T>, {b, 1}), strided_x(x.data(), kType<T>, {a, b, c}, {1, a, a * b});
   Tensor flat_v(full_v.data(), kType<T>, {n}), flat_x(full_x.data(), kType<T>, {n});
   void *to[3] = {got.data()}, *full[3] = {want.data()};
-  cuda::bessel<T>(Fn::log_kv, 0, plan(Tensor(got.data(), kType<T>, {a, b, c}), {&strided_v, &strided_x}), kType<T>, to, nullptr);
+  cuda::bessel<T>(Fn::log_kv, 0, plan(Tensor(got.data(), kType<T>, {a, b, c}), {&strided_v, &strided_x}), kType<T>, to,
+                  nullptr);
   cuda::bessel<T>(Fn::log_kv, 0, plan(Tensor(want.data(), kType<T>, {n}), {&flat_v, &flat_x}), kType<T>, full, nullptr);
   expect_bits(got, want, std::string("broadcast and transposed operands, ") + type_name<T>());
   Tensor scalar_v(v.data(), kType<T>, {});
   std::fill(full_v.begin(), full_v.end(), v[0]);
-  cuda::bessel<T>(Fn::iv_ratio, 0, plan(Tensor(got.data(), kType<T>, {n}), {&scalar_v, &flat_x}), kType<T>, to, nullptr);
-  cuda::bessel<T>(Fn::iv_ratio, 0, plan(Tensor(want.data(), kType<T>, {n}), {&flat_v, &flat_x}), kType<T>, full, nullptr);
+  cuda::bessel<T>(Fn::iv_ratio, 0, plan(Tensor(got.data(), kType<T>, {n}), {&scalar_v, &flat_x}), kType<T>, to,
+                  nullptr);
+  cuda::bessel<T>(Fn::iv_ratio, 0, plan(Tensor(want.data(), kType<T>, {n}), {&flat_v, &flat_x}), kType<T>, full,
+                  nullptr);
   expect_bits(got, want, std::string("one order for all, ") + type_name<T>());
 }
 

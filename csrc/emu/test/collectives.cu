@@ -106,8 +106,7 @@ __global__ void block_order(int* out) { out[blockIdx.x] = atomicAdd(out + gridDi
 
 __global__ void two_barriers() {
   if (threadIdx.x & 1) __syncthreads();
-  else
-    __syncthreads();
+  else __syncthreads();
 }
 __global__ void barrier_against_warp() {
   if (threadIdx.x == 0) __syncthreads();
@@ -172,17 +171,29 @@ template <typename F> bool every(int n, F&& f) {
 void collectives() {
   std::vector<int> s(64 * 8);
   FK_LAUNCH((shuffles), 1, 64, 0, nullptr, s.data());
-  check(every(64, [&](int t) {
-          const int l = t & 31, g = l & ~7, want[8] = {50, l ^ 3, l < 28 ? l + 4 : l, l >= 4 ? l - 4 : l, g + 1,
-                                                       (l & 7) < 5 ? l + 3 : l, (l & 7) >= 3 ? l - 3 : l, 2 * (l ^ 16) + 1};
-          return every(8, [&](int k) { return s[t * 8 + k] == want[k]; });
-        }), "shuffles");
+  check(every(64,
+              [&](int t) {
+                const int l = t & 31, g = l & ~7,
+                          want[8] = {50,
+                                     l ^ 3,
+                                     l < 28 ? l + 4 : l,
+                                     l >= 4 ? l - 4 : l,
+                                     g + 1,
+                                     (l & 7) < 5 ? l + 3 : l,
+                                     (l & 7) >= 3 ? l - 3 : l,
+                                     2 * (l ^ 16) + 1};
+                return every(8, [&](int k) { return s[t * 8 + k] == want[k]; });
+              }),
+        "shuffles");
   std::vector<unsigned> v(96 * 8);
   FK_LAUNCH((votes), 1, 96, 0, nullptr, v.data());
-  check(every(96, [&](int t) {
-          const unsigned l = t & 31, want[8] = {0x49249249u, 1, 0, 496, 31, unsigned(-7), 0xfu << (l & ~3u), kFullWarp};
-          return every(8, [&](int k) { return v[t * 8 + k] == want[k]; });
-        }), "votes, reductions and matches");
+  check(every(96,
+              [&](int t) {
+                const unsigned l = t & 31,
+                               want[8] = {0x49249249u, 1, 0, 496, 31, unsigned(-7), 0xfu << (l & ~3u), kFullWarp};
+                return every(8, [&](int k) { return v[t * 8 + k] == want[k]; });
+              }),
+        "votes, reductions and matches");
   std::vector<int> m(32);
   FK_LAUNCH((nested_masks), 1, 32, 0, nullptr, m.data());
   check(every(32, [&](int l) { return m[l] == (l < 16 ? 15 - l : l) + 1500; }), "nested masks");
@@ -219,8 +230,12 @@ void collectives() {
 void order_of_blocks(const std::string& order) {
   std::vector<int> o(9, 0);
   FK_LAUNCH((block_order), 8, 1, 0, nullptr, o.data());
-  const bool forward = every(8, [&](int i) { return o[i] == i; }), reverse = every(8, [&](int i) { return o[i] == 7 - i; });
-  check(order == "forward" ? forward : order == "reverse" ? reverse : !forward && !reverse, "blocks run in the order asked");
+  const bool forward = every(8, [&](int i) { return o[i] == i; }),
+             reverse = every(8, [&](int i) { return o[i] == 7 - i; });
+  check(order == "forward"   ? forward
+        : order == "reverse" ? reverse
+                             : !forward && !reverse,
+        "blocks run in the order asked");
 }
 
 void errors() {

@@ -73,7 +73,8 @@ template <typename T> double distance(const std::vector<T>& a, const std::vector
   }
   return worst;
 }
-template <typename T> void expect_near(const std::vector<T>& a, const std::vector<T>& b, double tolerance, const std::string& what) {
+template <typename T>
+void expect_near(const std::vector<T>& a, const std::vector<T>& b, double tolerance, const std::string& what) {
   const double d = distance(a, b);
   add_to_digest(a);
   char text[64];

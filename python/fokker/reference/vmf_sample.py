@@ -39,7 +39,7 @@ def cosines(dim: int, concentration: Tensor, sample_ids: Tensor, seed: int, step
     """w = mu.x and 1 - w of one sample for each element of concentration and sample_ids, both (n,); float64.
 
     k = inf gives w = 1; negative or nan k gives nan. Not differentiable. Source: Wood, Commun. Statist. Simul. 23
-    (1994); for the beta variate Devroye, Non-Uniform Random Variate Generation (1986), IX.3.4.
+    (1994); for the beta variate Devroye, Non-Uniform Random Variate Generation (1986), chapter IX.4.
     """
     k = concentration.double()
     k = torch.where(k >= 0, k, torch.nan)

@@ -1,0 +1,1 @@
+"""Published methods as short modules over fokker's ops, one file a method."""
