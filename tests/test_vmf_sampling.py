@@ -451,6 +451,53 @@ def test_function_transforms(backend):
     torch.testing.assert_close((forward * cotangent).sum(), pulled, rtol=1e-9, atol=1e-12)
 
 
+def test_vmap_is_a_loop(backend):
+    """Each member takes the noise of the same ids; also with a gradient inside, and one batch in another."""
+    device = _device(backend)
+    mean, k = unit(4, 2, 5).to(device), on(backend, 0.0, 0.5, 2.0, 7.0, 30.0, 90.0, 200.0, 1e4).reshape(4, 2)
+    ids = torch.arange(24, device=device).reshape(4, 3, 2) * 7
+
+    def f(mean, k, ids=None):
+        return vmf.rsample(mean, k, (3,), seed=1, sample_ids=ids)
+
+    def check(function, *given):
+        members = [function(*row) for row in zip(*given, strict=True)]
+        got = torch.func.vmap(function)(*given)
+        for a, b in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (got, _stack(members))), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+    check(f, mean, k)
+    check(f, mean, k, ids)
+    check(lambda m: f(m, k[1]), mean)
+    check(lambda c: f(mean[0], c), k)
+    check(lambda c: f(mean[0, 0], c), k)
+    check(torch.func.grad(lambda m, c: (f(m, c) ** 3).sum(), argnums=(0, 1)), mean, k)
+    check(torch.func.vmap(f), mean, k)
+
+
+def _stack(members):
+    if isinstance(members[0], torch.Tensor):
+        return torch.stack(members)
+    return tuple(torch.stack(part) for part in zip(*members, strict=True))
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")
+def test_compile_once_for_every_step_seed_and_size():
+    """The numbers are symbolic: a training loop that counts its steps, or draws its seeds, compiles once or twice."""
+    torch.compiler.reset()
+    mean = unit(5)
+    with fokker.use_backend("cpu"):
+        f = torch.compile(lambda k, seed, step: vmf.rsample(mean, k, (2,), seed=seed, step=step),
+                          fullgraph=True, backend="aot_eager")
+        for i in range(12):  # more than torch's limit of recompilations
+            k = torch.linspace(1, 9, 3 + i, dtype=F64)
+            want = vmf.sample(mean, k, (2,), seed=5 * i, step=i)
+            torch.testing.assert_close(f(k, 5 * i, i), want, rtol=0, atol=1e-13)
+        assert torch.equal(f(k, 2**64 - 1, 3), vmf.sample(mean, k, (2,), seed=2**64 - 1, step=3))
+        drawn = torch.compile(lambda k: vmf.rsample(mean, k, (2,)), fullgraph=True, backend="aot_eager")
+        assert not torch.equal(drawn(k), drawn(k))
+
+
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the CPU kernels are not built")
 def test_registration():
     args = unit(2, 3).requires_grad_(), torch.ones(2, dtype=F64, requires_grad=True), None, 0, 1, 0, 6

@@ -31,6 +31,44 @@ template <typename T> inline double add_row(const T* __restrict x, double w, std
   return total;
 }
 
+// The softmax switch is a template parameter: a branch inside the loop would keep it from being vectorised.
+template <typename T, bool kSoftmax>
+void logsumexp_rows(T* __restrict logits, const T* __restrict bias, std::int64_t n, std::int64_t k, T* __restrict out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    T* __restrict row = logits + i * k;
+    T top = -math::infinity<T>();
+#pragma omp simd reduction(max : top)
+    for (std::int64_t j = 0; j < k; ++j) {
+      row[j] += bias[j];
+      top = row[j] > top ? row[j] : top;
+    }
+    const T shift = top - top == T(0) ? top : T(0);  // all -inf: the sum below is 0 and its log -inf
+    T partial[kLanes] = {};
+    std::int64_t j = 0;
+    for (; j + kLanes <= k; j += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const T e = math::exp(row[j + l] - shift);
+        partial[l] += e;
+        if constexpr (kSoftmax) row[j + l] = e;
+      }
+    }
+    T sum = 0;
+    for (; j < k; ++j) {
+      const T e = math::exp(row[j] - shift);
+      sum += e;
+      if constexpr (kSoftmax) row[j] = e;
+    }
+    for (int l = 0; l < kLanes; ++l) sum += partial[l];
+    out[i] = shift + math::log(sum);
+    if constexpr (kSoftmax) {
+      const T scale = T(1) / sum;
+#pragma omp simd
+      for (std::int64_t j2 = 0; j2 < k; ++j2) row[j2] *= scale;
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T> double row_dot(const T* a, const T* b, std::int64_t d) {
@@ -61,38 +99,7 @@ void resultant(const T* x, std::int64_t row_stride, const T* weights, std::int64
 
 template <typename T>
 void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    T* row = logits + i * k;
-    T top = -math::infinity<T>();
-#pragma omp simd reduction(max : top)
-    for (std::int64_t j = 0; j < k; ++j) {
-      row[j] += bias[j];
-      top = row[j] > top ? row[j] : top;
-    }
-    const T shift = top - top == T(0) ? top : T(0);  // all -inf: the sum below is 0 and its log -inf
-    T partial[kLanes] = {};
-    std::int64_t j = 0;
-    for (; j + kLanes <= k; j += kLanes) {
-#pragma omp simd
-      for (int l = 0; l < kLanes; ++l) {
-        const T e = math::exp(row[j + l] - shift);
-        partial[l] += e;
-        row[j + l] = softmax ? e : row[j + l];
-      }
-    }
-    T sum = 0;
-    for (; j < k; ++j) {
-      const T e = math::exp(row[j] - shift);
-      sum += e;
-      if (softmax) row[j] = e;
-    }
-    for (int l = 0; l < kLanes; ++l) sum += partial[l];
-    out[i] = shift + math::log(sum);
-    if (!softmax) continue;
-    const T scale = T(1) / sum;
-#pragma omp simd
-    for (std::int64_t j2 = 0; j2 < k; ++j2) row[j2] *= scale;
-  }
+  softmax ? logsumexp_rows<T, true>(logits, bias, n, k, out) : logsumexp_rows<T, false>(logits, bias, n, k, out);
 }
 
 template void resultant<float>(const float*, std::int64_t, const float*, std::int64_t, std::int64_t, double*);

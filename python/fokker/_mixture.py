@@ -76,11 +76,13 @@ def _moments_kernel(module: Any) -> Kernel:
         # Tiles are summed in float64: a float32 running sum over many tiles would lose what each of them holds.
         first = torch.zeros(weight.shape, dtype=torch.float64, device=x.device)
         mass = torch.zeros(weight.shape[0], dtype=torch.float64, device=x.device)
+        part: Tensor | None = None
         for begin, end, tile, sums in _walk(module, x, weight, bias, True):
             out[begin:end] = sums
             tile *= _compute(scale[begin:end])[:, None]
-            first += tile.t() @ _compute(x[begin:end])
-            mass += tile.sum(0, dtype=torch.float64)
+            part = torch.mm(tile.t(), _compute(x[begin:end]), out=part)
+            first += part
+            mass += tile.sum(0)  # in the tile's dtype: with a float64 accumulator torch's column sum is 50 times slower
         return out, mass, first
 
     return run
@@ -96,7 +98,7 @@ def _backward_kernel(module: Any) -> Kernel:
             tile *= _compute(grad[begin:end])[:, None]
             gx[begin:end] = tile @ compute
             gw += tile.t() @ _compute(x[begin:end])
-            gb += tile.sum(0, dtype=torch.float64)
+            gb += tile.sum(0)
         return gx, gw.to(weight.dtype), gb.to(bias.dtype)
 
     return run

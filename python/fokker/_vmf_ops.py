@@ -253,12 +253,18 @@ def _cosine_gradient_kernel(module: Any) -> Kernel:
     return run
 
 
+def _no_second_derivative(needs: Any, saved: Any, extra: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    # Left to autograd, the terms through w and 1 - w would be missing without a word.
+    raise NotImplementedError("the second derivative of a vMF sample is not implemented")
+
+
 sample_backward = Op(
     "vmf_sample_backward(Tensor grad, Tensor x, Tensor mean, Tensor w, Tensor one_minus_w) -> (Tensor, Tensor)",
     tensors=5,
     reference=sample_reference.sample_backward,
     fake=lambda grad, x, mean, w, one_minus_w: (torch.empty_like(x), torch.empty_like(w)),
     kernels=_native_kernels(_sample_backward_kernel),
+    backward=_no_second_derivative,
 )
 #: d(mu.x)/dk of samples at a fixed probability (implicit reparameterisation)
 cosine_gradient = Op(
@@ -268,6 +274,7 @@ cosine_gradient = Op(
     reference=lambda k, a, c, w, u, dim: sample_reference.cosine_gradient(dim, k, a, c, w, u),
     fake=lambda k, a, c, w, u, dim: torch.empty_like(w),
     kernels=_native_kernels(_cosine_gradient_kernel),
+    backward=_no_second_derivative,
 )
 
 
@@ -290,7 +297,7 @@ def _sample_gradient(needs: Any, saved: Any, extra: Any, grad: Tensor, *unused: 
 
 #: n samples as rows, with w = mu.x and 1 - w; mean (batch or 1, d), concentration (batch or 1), sample i in entry i % batch
 sample = Op(
-    "vmf_sample(Tensor mean, Tensor concentration, Tensor? sample_ids, int first_id, int seed, int step, int n) "
+    "vmf_sample(Tensor mean, Tensor concentration, Tensor? sample_ids, SymInt first_id, SymInt seed, SymInt step, SymInt n) "
     "-> (Tensor, Tensor, Tensor)",
     tensors=3,
     reference=sample_reference.sample_rows,

@@ -240,6 +240,29 @@ class _Sample(torch.autograd.Function):
             out = out + derivative[:, None] * (mu - slope[:, None] * across)
         return out, None, None
 
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], mean: Tensor, k: Tensor, ids: Tensor | None, first_id: int, *rest: int
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        # Every member of the batch takes the noise of the same ids, as a loop over them would.
+        seed, step, n = rest
+        mean, k = (
+            t.expand(info.batch_size, *t.shape) if at is None else t.movedim(at, 0)
+            for t, at in zip((mean, k), in_dims[:2], strict=True)
+        )
+        batch = max(mean.shape[1], k.shape[1])
+
+        def entries(t: Tensor) -> Tensor:
+            return t.expand(info.batch_size, batch, *t.shape[2:]).reshape(-1, *t.shape[2:])
+
+        if ids is None:
+            ids = torch.arange(first_id, first_id + n, device=mean.device)
+        ids = ids.expand(info.batch_size, n) if in_dims[2] is None else ids.movedim(in_dims[2], 0)
+        ids = ids.reshape(info.batch_size, -1, batch).transpose(0, 1).reshape(-1)
+        out = _Sample.apply(entries(mean), entries(k), ids, 0, seed, step, n * info.batch_size)
+        parts = (t.reshape(-1, info.batch_size, batch, *t.shape[1:]).movedim(1, 0) for t in out)
+        return tuple(t.reshape(info.batch_size, n, *t.shape[3:]) for t in parts), (0, 0, 0)
+
 
 def sample_rows(
     mean: Tensor, concentration: Tensor, sample_ids: Tensor | None, first_id: int, seed: int, step: int, n: int
