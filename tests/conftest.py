@@ -10,8 +10,10 @@ from fokker import _native
 def pytest_report_header(config):
     backends = ", ".join(f"{name}={why}" for name, why in fokker.available_backends().items())
     isa = _native.cpu.isa() if _native.cpu is not None else "none"
-    return [f"fokker {fokker.__version__} from {fokker.__file__}; backends: {backends}",
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU kernels for {isa}"]
+    return [
+        f"fokker {fokker.__version__} from {fokker.__file__}; backends: {backends}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU kernels for {isa}",
+    ]
 
 
 @pytest.fixture(autouse=True)

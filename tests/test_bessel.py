@@ -1,4 +1,4 @@
-"""fokker.bessel beyond the table of ops: derivatives against ball arithmetic, edges, seams, NumPy, promotion, errors."""
+"""fokker.bessel beyond the table of ops: derivatives against ball arithmetic, edges, seams, NumPy, errors."""
 
 import math
 
@@ -25,7 +25,9 @@ def backend(request):
 
 def call(name, v, x, backend, dtype=F64):
     device = _device(backend)
-    return getattr(bessel, name)(torch.tensor(v, dtype=dtype, device=device), torch.tensor(x, dtype=dtype, device=device))
+    return getattr(bessel, name)(
+        torch.tensor(v, dtype=dtype, device=device), torch.tensor(x, dtype=dtype, device=device)
+    )
 
 
 def thin(backend, n, keep=500):
@@ -36,10 +38,12 @@ def thin(backend, n, keep=500):
 # ---- accuracy ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_far_from_the_origin_three_ulp(backend, name):
-    """hypot(v, x) >= 25, float64: 7e-16 of max(1, |f|) for log I and log K, 1e-15 relative for log_ive and the ratios."""
+    """hypot(v, x) >= 25, float64: 7e-16 max(1, |f|) for log I and log K, 1e-15 relative for log_ive and the ratios."""
     t = table("bessel_f64")
     far = np.hypot(t["v"], t["x"]) >= 25
-    v, x, hi, lo = (torch.from_numpy(t[k][far][thin(backend, far.sum())]) for k in ("v", "x", f"{name}_hi", f"{name}_lo"))
+    v, x, hi, lo = (
+        torch.from_numpy(t[k][far][thin(backend, far.sum())]) for k in ("v", "x", f"{name}_hi", f"{name}_lo")
+    )
     got = getattr(bessel, name)(v.to(_device(backend)), x.to(_device(backend)))
     error = CASES[name].error(got, hi, torch.where(hi.isfinite(), lo, 0.0))
     worst = int(error.argmax())
@@ -91,7 +95,14 @@ def test_second_derivatives(backend, name):
         hi, lo = (torch.from_numpy(t[f"{name}_{along}_{part}"]) for part in ("hi", "lo"))
         error = torch.where(whole, slope_error(got, hi, lo, 1.0), 0.0)
         worst = int(error.argmax())
-        assert error[worst] <= 1e-13, (name, along, float(v[worst]), float(x[worst]), float(got[worst]), float(hi[worst]))
+        assert error[worst] <= 1e-13, (
+            name,
+            along,
+            float(v[worst]),
+            float(x[worst]),
+            float(got[worst]),
+            float(hi[worst]),
+        )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -156,8 +167,14 @@ def test_edges(backend, point, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_ratio_edges(backend, dtype):
     for (v, x), i_want, k_want in (
-        ((0.0, 0.0), 0.0, INF), ((2.0, 0.0), 0.0, INF), ((0.0, INF), 1.0, 1.0), ((2.0, INF), 1.0, 1.0),
-        ((INF, 1.0), 0.0, INF), ((-1.0, 1.0), NAN, NAN), ((1.0, -1.0), NAN, NAN), ((NAN, 1.0), NAN, NAN),
+        ((0.0, 0.0), 0.0, INF),
+        ((2.0, 0.0), 0.0, INF),
+        ((0.0, INF), 1.0, 1.0),
+        ((2.0, INF), 1.0, 1.0),
+        ((INF, 1.0), 0.0, INF),
+        ((-1.0, 1.0), NAN, NAN),
+        ((1.0, -1.0), NAN, NAN),
+        ((NAN, 1.0), NAN, NAN),
     ):
         for name, want in (("iv_ratio", i_want), ("kv_ratio", k_want)):
             got = float(call(name, v, x, backend, dtype))
@@ -169,8 +186,11 @@ def test_large_numbers_do_not_overflow(backend):
     for dtype, big in ((torch.float64, 1e200), (torch.float32, 1e25)):
         v, x = torch.tensor([1.0, big, big, big * 1e-5]), torch.tensor([big, 1.0, big, big])
         for name in FUNCTIONS:
-            got = call(name, v.tolist(), x.tolist(), backend, dtype) if dtype is torch.float32 else call(
-                name, [1.0, big, big, big * 1e-5], [big, 1.0, big, big], backend, dtype)
+            got = (
+                call(name, v.tolist(), x.tolist(), backend, dtype)
+                if dtype is torch.float32
+                else call(name, [1.0, big, big, big * 1e-5], [big, 1.0, big, big], backend, dtype)
+            )
             assert not bool(got.isnan().any()), (name, dtype, got)
     # I_1(x) ~ e^x / sqrt(2 pi x)
     assert float(call("log_ive", 1.0, 1e200, backend)) == pytest.approx(-0.5 * math.log(2 * math.pi * 1e200), rel=1e-15)
@@ -179,7 +199,9 @@ def test_large_numbers_do_not_overflow(backend):
 def test_subnormal_argument(backend):
     x = 5e-324
     assert float(call("log_iv", 1.0, x, backend)) == pytest.approx(math.log(x) - math.log(2), rel=1e-14)
-    assert float(call("log_kv", 0.0, x, backend)) == pytest.approx(math.log(math.log(2) - math.log(x) - 0.5772156649), rel=1e-10)
+    assert float(call("log_kv", 0.0, x, backend)) == pytest.approx(
+        math.log(math.log(2) - math.log(x) - 0.5772156649), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -205,7 +227,7 @@ def test_numpy_in_numpy_out():
     assert bessel.log_iv(np.arange(3), 2).dtype == np.float64
     assert isinstance(bessel.log_iv(1.0, 2.0), np.float64)
     x.setflags(write=False)
-    np.testing.assert_array_equal(bessel.log_iv(v, x[::-1, ::2]), got[::-1, ::2] if False else bessel.log_iv(v, x[::-1, ::2].copy()))
+    np.testing.assert_array_equal(bessel.log_iv(v, x[::-1, ::2]), bessel.log_iv(v, x[::-1, ::2].copy()))
     np.testing.assert_array_equal(bessel.log_iv(1.5, np.asfortranarray(x)), bessel.log_iv(1.5, x.copy()))
 
 
@@ -251,7 +273,11 @@ def test_promotion():
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        ((torch.rand(3), torch.rand(4)), ValueError, r"v \(3,\) and x \(4,\) do not broadcast|x \(4,\) and v \(3,\) do not"),
+        (
+            (torch.rand(3), torch.rand(4)),
+            ValueError,
+            r"v \(3,\) and x \(4,\) do not broadcast|x \(4,\) and v \(3,\) do not",
+        ),
         ((torch.rand(3, dtype=torch.cfloat), torch.rand(3)), TypeError, "v must be real"),
         ((np.ones(3, dtype=complex), np.ones(3)), TypeError, "v must be real"),
         ((torch.rand(3), np.ones(3)), TypeError, "x is a NumPy array beside a torch tensor"),

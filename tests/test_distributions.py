@@ -100,8 +100,11 @@ def test_constraints():
     assert not bool(unit_vector.check(torch.tensor([math.nan, 1.0])))
     mean, k = unit(2, 3), doubles(1.0, 2.0)
     for bad_mean, bad_k, message in (
-        (mean * 1.01, k, "mean_direction"), (mean * math.nan, k, "mean_direction"), (mean * 0, k, "mean_direction"),
-        (mean, k - 1.5, "concentration"), (mean, k * math.nan, "concentration"),
+        (mean * 1.01, k, "mean_direction"),
+        (mean * math.nan, k, "mean_direction"),
+        (mean * 0, k, "mean_direction"),
+        (mean, k - 1.5, "concentration"),
+        (mean, k * math.nan, "concentration"),
     ):
         with pytest.raises(ValueError, match=f"parameter {message}"):
             VonMisesFisher(bad_mean, bad_k, validate_args=True)
@@ -209,8 +212,10 @@ def test_uniform(backend):
 def test_entropy_and_divergences_by_monte_carlo(backend, d):
     device = _device(backend)
     pairs = [
-        VonMisesFisher(unit(d).to(device), 4.0), VonMisesFisher(unit(d).to(device), 90.0),
-        VonMisesFisher(unit(d).to(device), 0.0), HypersphericalUniform(d, (), F64, device),
+        VonMisesFisher(unit(d).to(device), 4.0),
+        VonMisesFisher(unit(d).to(device), 90.0),
+        VonMisesFisher(unit(d).to(device), 0.0),
+        HypersphericalUniform(d, (), F64, device),
     ]
     for i, p in enumerate(pairs):
         x = p.sample((many(backend, 5000),), seed=100 * d + i)

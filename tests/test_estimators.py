@@ -12,11 +12,12 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from fokker import vmf
-from fokker.estimators import VonMisesFisherMixture as Mixture
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fokker import vmf
+from fokker.estimators import VonMisesFisherMixture as Mixture
 
 COUNTS, KAPPA = (1000, 500, 300, 200), (20.0, 50.0, 100.0, 400.0)
 

@@ -71,7 +71,10 @@ def test_layouts(case, backend):
             "strided": ([torch.stack([t, t + 1], -1)[..., 0] for t in tensors], plain),
             "sliced": ([torch.cat([t, t])[::2] for t in tensors], torch.cat([plain, plain])[::2]),
             "0-d": ([t[3] for t in tensors], plain[3]),
-            "4-d": ([t.reshape(2, 3, 1, 10).transpose(0, 1) for t in tensors], plain.reshape(2, 3, 1, 10).transpose(0, 1)),
+            "4-d": (
+                [t.reshape(2, 3, 1, 10).transpose(0, 1) for t in tensors],
+                plain.reshape(2, 3, 1, 10).transpose(0, 1),
+            ),
         }
         for name, (inputs, want) in views.items():
             got = case.call(*inputs, *extra)
@@ -82,8 +85,10 @@ def test_layouts(case, backend):
         if len(tensors) == 2:
             a, b = tensors[0][:5, None], tensors[1][None, :7]
             torch.testing.assert_close(
-                case.call(a, b, *extra), case.call(a.expand(5, 7).contiguous(), b.expand(5, 7).contiguous(), *extra),
-                rtol=2e-15, atol=0,
+                case.call(a, b, *extra),
+                case.call(a.expand(5, 7).contiguous(), b.expand(5, 7).contiguous(), *extra),
+                rtol=2e-15,
+                atol=0,
             )
             assert case.call(tensors[0][0], tensors[1], *extra).shape == (60,)
 
@@ -126,8 +131,10 @@ def test_function_transforms(case, backend):
     with fokker.use_backend(backend):
         value, slope = torch.func.jvp(f, at, tangents)
         torch.testing.assert_close(value, f(*at), rtol=1e-13, atol=1e-13)
-        numeric = (f(*(a + 1e-6 * t for a, t in zip(at, tangents, strict=True)))
-                   - f(*(a - 1e-6 * t for a, t in zip(at, tangents, strict=True)))) / 2e-6
+        numeric = (
+            f(*(a + 1e-6 * t for a, t in zip(at, tangents, strict=True)))
+            - f(*(a - 1e-6 * t for a, t in zip(at, tangents, strict=True)))
+        ) / 2e-6
         torch.testing.assert_close(slope, numeric, rtol=1e-6, atol=1e-7)
         assert slope.abs().max() > 0
         grads = torch.func.grad(lambda *a: f(*a).sum(), argnums=tuple(range(len(at))))(*at)
@@ -154,7 +161,9 @@ def test_registration(name):
     """torch.library's own checks of schema, fake kernel and autograd registration, on every registered op."""
     op = fokker._op.REGISTRY[name]
     args = registration_arguments(name)
-    torch.library.opcheck(op.torch_op, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    torch.library.opcheck(
+        op.torch_op, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
 
 
 def registration_arguments(name: str):
@@ -194,7 +203,8 @@ def test_bits_do_not_depend_on_threads_or_split(case):
             assert torch.equal(*(r.nan_to_num() for r in results))
             if case.elementwise:
                 parts = [
-                    case.call(*(a[i : i + 777] if isinstance(a, Tensor) else a for a in args)) for i in range(0, 20000, 777)
+                    case.call(*(a[i : i + 777] if isinstance(a, Tensor) else a for a in args))
+                    for i in range(0, 20000, 777)
                 ]
                 assert torch.equal(torch.cat(parts).nan_to_num(), results[0].nan_to_num())
     finally:

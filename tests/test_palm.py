@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from fokker import vmf
 from fokker.systems import palm
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cpp import programs as build
+
 from fokker.reference import random as reference
 
 SEED, STEP, STREAM, SAMPLE = 0x0123456789ABCDEF, 7, 0, 3

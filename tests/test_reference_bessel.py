@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
 from fokker.reference import _bessel_debye as debye
 from fokker.reference import _bessel_middle as middle
 from fokker.reference import _bessel_small as small
 from fokker.reference import _bessel_temme as temme
 from fokker.reference import _double_word as dw
 from fokker.reference import bessel
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 TRUTH = Path(__file__).parent / "truth"
 DERIVATIVES = (("",), ("_dv", "_dx"), ("_dvv", "_dvx", "_dxx"))

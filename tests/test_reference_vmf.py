@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fokker.reference import vmf
 from torch.autograd import gradcheck, gradgradcheck
+
+from fokker.reference import vmf
 
 TABLE = dict(np.load(Path(__file__).parent / "truth" / "vmf_f64.npz"))
 # name in the reference -> name in the table, whether |truth| < 1 counts as 1, bound

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+
 from fokker.reference import vmf_sample
 
 LEVEL = 1e-6

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fokker
 import pytest
 import torch
+
+import fokker
 from fokker import _vmf_ops, bessel, vmf
 from fokker.bessel import FUNCTIONS
 from fokker.cases import CASES, table

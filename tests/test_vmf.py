@@ -54,8 +54,10 @@ def close(got, want, rtol=1e-13, atol=0.0):
 def test_concentration_zero_is_uniform_and_infinity_a_point(scalar_backend, d):
     k = on(scalar_backend, 0.0, math.inf)
     for f, at_zero, at_infinity in (
-        (vmf.log_normalizer, -log_area(d), -math.inf), (vmf.mean_resultant_length, 0.0, 1.0),
-        (vmf.entropy, log_area(d), -math.inf), (vmf.kl_uniform, 0.0, math.inf),
+        (vmf.log_normalizer, -log_area(d), -math.inf),
+        (vmf.mean_resultant_length, 0.0, 1.0),
+        (vmf.entropy, log_area(d), -math.inf),
+        (vmf.kl_uniform, 0.0, math.inf),
         (vmf.concentration_from_resultant, 0.0, math.nan),
     ):
         got = f(d, k).tolist()
@@ -163,6 +165,7 @@ def test_scalars_take_numpy_numbers_and_out():
 # ---- divergences --------------------------------------------------------------------------------------------------
 def exact_kl(d, p, q, mean_p, mean_q):
     with mpmath.workdps(80):
+
         def log_c(k):
             half = mpmath.mpf(d) / 2
             if not k:
@@ -180,8 +183,16 @@ def exact_kl(d, p, q, mean_p, mean_q):
 def test_divergence_of_near_and_far_pairs(backend, d):
     """Against 80 digits, relative 2e-13, the result going down to 1e-24: the definition has lost every digit there."""
     mean = unit(d)
-    for p, ratio, turn in ((3.0, 1 + 1e-12, 0.0), (3.0, 1.0, 1e-9), (50.0, 1 - 1e-7, 1e-8), (0.01, 1.001, 0.3),
-                           (900.0, 1.2, 0.5), (0.0, 1.0, 0.7), (2.0, 0.0, 1.0), (40.0, 1e-3, 1.5)):
+    for p, ratio, turn in (
+        (3.0, 1 + 1e-12, 0.0),
+        (3.0, 1.0, 1e-9),
+        (50.0, 1 - 1e-7, 1e-8),
+        (0.01, 1.001, 0.3),
+        (900.0, 1.2, 0.5),
+        (0.0, 1.0, 0.7),
+        (2.0, 0.0, 1.0),
+        (40.0, 1e-3, 1.5),
+    ):
         q = p * ratio if p else 0.25
         other = mean + turn * unit(d)
         other = other / other.norm()
@@ -308,8 +319,9 @@ def test_mixture_keeps_no_more_than_tiles():
         with torch.profiler.profile(profile_memory=True) as profile:
             torch.autograd.grad(vmf.mixture_log_prob(*leaves).sum(), leaves)
     live = peak = 0
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
-                        key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    ):
         live += event.nbytes()
         peak = max(peak, live)
     assert 2e6 < peak < 1.2e7, peak

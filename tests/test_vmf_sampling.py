@@ -95,8 +95,12 @@ def test_unit_norm_and_finite(backend, d):
 def test_out_of_range_concentrations(backend):
     for d in (2, 3, 6):
         mean = unit(d).to(_device(backend))
-        x = vmf.sample(mean, on(backend, -1.0, math.nan, math.inf, 1e-310, 0.0), seed=1,
-                       sample_ids=torch.zeros(5, dtype=torch.int64))
+        x = vmf.sample(
+            mean,
+            on(backend, -1.0, math.nan, math.inf, 1e-310, 0.0),
+            seed=1,
+            sample_ids=torch.zeros(5, dtype=torch.int64),
+        )
         assert bool(x[:2].isnan().all()) and bool(x[2:].isfinite().all())
         torch.testing.assert_close(x[2], mean, rtol=1e-15, atol=1e-15)
         torch.testing.assert_close(x[3], x[4], rtol=1e-14, atol=1e-15)
@@ -374,8 +378,13 @@ def test_gradient_equals_the_reference(name, dtype):
     """Of weighted sums, for every way a batch can broadcast; concentrations from 0 to 1e6."""
     for d in (2, 3, 5, 64):
         k = torch.tensor([0.0, 0.7, 30.0, 1e3, 1e6], dtype=dtype)
-        shapes = ((directions(d)[:5], k, ()), (directions(d)[0], k, (3,)), (directions(d)[:5], k[2], (3,)),
-                  (directions(d)[0], k[1], (7,)), (directions(d)[:2, None], k[:3], (2,)))
+        shapes = (
+            (directions(d)[:5], k, ()),
+            (directions(d)[0], k, (3,)),
+            (directions(d)[:5], k[2], (3,)),
+            (directions(d)[0], k[1], (7,)),
+            (directions(d)[:2, None], k[:3], (2,)),
+        )
         for mean, kk, shape in shapes:
             grads = []
             for backend in ("reference", name):
@@ -487,8 +496,9 @@ def test_compile_once_for_every_step_seed_and_size():
     torch.compiler.reset()
     mean = unit(5)
     with fokker.use_backend("cpu"):
-        f = torch.compile(lambda k, seed, step: vmf.rsample(mean, k, (2,), seed=seed, step=step),
-                          fullgraph=True, backend="aot_eager")
+        f = torch.compile(
+            lambda k, seed, step: vmf.rsample(mean, k, (2,), seed=seed, step=step), fullgraph=True, backend="aot_eager"
+        )
         for i in range(12):  # more than torch's limit of recompilations
             k = torch.linspace(1, 9, 3 + i, dtype=F64)
             want = vmf.sample(mean, k, (2,), seed=5 * i, step=i)

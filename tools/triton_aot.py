@@ -26,10 +26,11 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
-from fokker.triton_kernels import bessel, vmf
-from fokker.triton_kernels.configurations import configuration
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from fokker.triton_kernels import bessel, vmf
+from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TARGET = GPUTarget("cuda", 90, 32)

@@ -10,6 +10,7 @@ where log I and log K cross zero. v or x near the ends of the exponent range is 
 
 import triton
 import triton.language as tl
+
 from fokker.reference._debye import DEBYE_COEFFICIENTS, DEBYE_TERMS
 
 from .double_word import (

@@ -204,7 +204,7 @@ void far_pairs(const VmfConstants<T>& c, const T* k1, const T* k2, T* divergence
     const math::VmfPotential<T> p1 = {p.x[0][i], p.x[1][i], p.x[2][i], p.x[3][i]};
     const math::VmfPotential<T> p2 = {q.x[0][i], q.x[1][i], q.x[2][i], q.x[3][i]};
     divergence[i] = math::detail::vmf_far_divergence(c, k1[i], k2[i], p1, p2);
-    difference[i] = math::detail::vmf_far_difference(p1, p2);
+    difference[i] = math::detail::vmf_far_difference(k1[i], k2[i], p1, p2);
   }
 }
 

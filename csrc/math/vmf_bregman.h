@@ -69,13 +69,15 @@ template <typename T> FK_HD FK_INLINE bool vmf_is_near(const VmfConstants<T>& c,
   return d * d <= T(0.5625) * (T(1) + x * x) && d < infinity<T>();
 }
 
-template <typename T> FK_HD FK_INLINE T vmf_far_difference(const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
-  return p1.a + p2.a < T(1) ? p2.a - p1.a : p1.complement - p2.complement;
+template <typename T>
+FK_HD FK_INLINE T vmf_far_difference(T k1, T k2, const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
+  const T value = p1.a + p2.a < T(1) ? p2.a - p1.a : p1.complement - p2.complement;
+  return k1 >= T(0) && k2 >= T(0) ? value : quiet_nan<T>();
 }
 template <typename T> FK_HD FK_INLINE T vmf_far_divergence(const VmfConstants<T>& c, T k1, T k2,
                                                            const VmfPotential<T>& p1, const VmfPotential<T>& p2) {
   const T logs = mad(c.v, math::log((c.v + p1.r) / (c.v + p2.r)), T(0.5) * math::log(p1.r / p2.r));
-  const T value = logs + ((p1.rest - p2.rest) + k2 * vmf_far_difference(p1, p2));
+  const T value = logs + ((p1.rest - p2.rest) + k2 * vmf_far_difference(k1, k2, p1, p2));
   const bool infinite = (k1 == infinity<T>()) != (k2 == infinity<T>());
   const T upper = infinite ? infinity<T>() : value;
   return k1 >= T(0) && k2 >= T(0) ? upper : quiet_nan<T>();
@@ -110,7 +112,7 @@ template <typename T> FK_HD FK_INLINE void vmf_bregman_element(const VmfConstant
   } else {
     const auto p1 = detail::vmf_potential(c, k1), p2 = detail::vmf_potential(c, k2);
     out[0] = detail::vmf_far_divergence(c, k1, k2, p1, p2);
-    out[2] = detail::vmf_far_difference(p1, p2);
+    out[2] = detail::vmf_far_difference(k1, k2, p1, p2);
   }
   out[1] = vmf_element<VmfFn::resultant_derivative>(c, k1) * (k1 - k2);
 }

@@ -57,7 +57,10 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _common_dtype(values: tuple[Any, ...], default: torch.dtype) -> torch.dtype:
     # torch.result_type, which Dynamo does not trace: tensors with dimensions decide, then 0-dimensional ones.
-    for group in ((v for v in values if isinstance(v, Tensor) and v.dim()), (v for v in values if isinstance(v, Tensor))):
+    for group in (
+        (v for v in values if isinstance(v, Tensor) and v.dim()),
+        (v for v in values if isinstance(v, Tensor)),
+    ):
         dtype = None
         for v in group:
             if v.dtype.is_floating_point:
@@ -85,12 +88,14 @@ def promote(op: str, names: tuple[str, ...], values: tuple[Any, ...], default: t
     home = next((t for t in tensors if t.dim()), tensors[0])
     device = home.device
     out = []
-    for name, v in zip(names, values, strict=True):
+    for v in values:
         if not isinstance(v, Tensor):
             v = _scalar(float(v), dtype, device)
         elif v.device != device:
             if v.dim() or v.device.type != "cpu":  # as in torch, a 0-dimensional CPU tensor goes anywhere
-                where = ", ".join(f"{n} on {t.device}" for n, t in zip(names, values, strict=True) if isinstance(t, Tensor))
+                where = ", ".join(
+                    f"{n} on {t.device}" for n, t in zip(names, values, strict=True) if isinstance(t, Tensor)
+                )
                 raise TypeError(f"{op}: {' and '.join(names)} must be on one device, got {where}")
             v = v.to(device=device, dtype=dtype)
         out.append(v if v.dtype is dtype else v.to(dtype))
@@ -168,8 +173,8 @@ def call(op: Op, names: tuple[str, ...], values: tuple[Any, ...], extra: tuple[A
 def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the public function ``f(a, b, *, out=None)`` of a two-tensor op; the decorated one gives name and docstring.
 
-    Plain eager tensors of one dtype and device take a chain of the cheapest tests, inlined: on a tiny tensor it is most of what
-    a call costs. Everything else goes through `call`.
+    Plain eager tensors of one dtype and device take a chain of the cheapest tests, inlined: on a tiny tensor it is
+    most of what a call costs. Everything else goes through `call`.
     """
     by_device, function = op._by_device, op.function
     assert function is not None
@@ -185,7 +190,7 @@ def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]
                 and type(a) is Tensor
                 and type(b) is Tensor
                 and not _is_compiling()
-                and (a.is_cpu and b.is_cpu or a.is_cuda and a.device == b.device)
+                and ((a.is_cpu and b.is_cpu) or (a.is_cuda and a.device == b.device))
                 and (dtype := b.dtype) is a.dtype
                 and dtype in _FLOATS
                 and not _functorch_level()

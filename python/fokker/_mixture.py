@@ -33,7 +33,9 @@ def _compute(t: Tensor) -> Tensor:
     return t.contiguous()
 
 
-def _walk(module: Any, x: Tensor, weight: Tensor, bias: Tensor, softmax: bool) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+def _walk(
+    module: Any, x: Tensor, weight: Tensor, bias: Tensor, softmax: bool
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Tiles of (begin, end, logits or shares, log-sum-exp); the two buffers are used again for the next tile."""
     weight, bias = _compute(weight).t(), _compute(bias)
     n, k = x.shape[0], weight.shape[1]
@@ -126,7 +128,11 @@ def _moments_reference(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -
 
 def _backward_reference(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shares = torch.softmax(_logits(x, weight, bias), 1) * grad.double()[:, None]
-    return (shares @ weight.double()).to(x.dtype), (shares.t() @ x.double()).to(weight.dtype), shares.sum(0).to(bias.dtype)
+    return (
+        (shares @ weight.double()).to(x.dtype),
+        (shares.t() @ x.double()).to(weight.dtype),
+        shares.sum(0).to(bias.dtype),
+    )
 
 
 _backward_op = Op(
@@ -143,7 +149,7 @@ def _backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> tuple[Tensor,
 
 
 def _softmax_backward(needs: Any, saved: Any, extra: Any, grad: Tensor, grad_shares: Tensor) -> tuple[Tensor, ...]:
-    x, weight, bias, _, shares = saved
+    x, weight, _, _, shares = saved
     inner = (grad_shares * shares).sum(1, keepdim=True)
     logits = shares * (grad_shares - inner + grad[:, None])
     return logits @ weight, logits.t() @ x, logits.sum(0)
@@ -168,7 +174,7 @@ affine_softmax = Op(
     backward=_softmax_backward,
     saves_results=True,
 )
-#: the same log-sum-exp with what an EM step needs of scaled shares: their sums (K,) and sum_i share_ik x_i (K, d), float64
+#: the same log-sum-exp, and what an EM step needs of scaled shares: sums (K,) and sum_i share_ik x_i (K, d), float64
 affine_moments = Op(
     "affine_moments(Tensor x, Tensor weight, Tensor bias, Tensor scale) -> (Tensor, Tensor, Tensor)",
     tensors=4,

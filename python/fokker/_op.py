@@ -148,7 +148,7 @@ class Op:
         needs = ctx.needs_input_grad[: self.tensors]
         return (*self.backward(needs, ctx.saved_tensors, ctx.extra, *grads), *(None for _ in ctx.extra))
 
-    def _make_function(op) -> type[torch.autograd.Function]:  # noqa: N805
+    def _make_function(op) -> type[torch.autograd.Function]:
         by_device, tensors = op._by_device, op.tensors
 
         class Function(torch.autograd.Function):
@@ -199,7 +199,9 @@ class Op:
         kernel = self._by_device[out.is_cuda]
         plain = not (_is_compiling() or _dispatch_depth() or _functorch_level() or type(out) is not Tensor)
         memory = out.untyped_storage().data_ptr() if plain else 0
-        shared = any(isinstance(a, Tensor) and a.untyped_storage().data_ptr() == memory for a in args) if plain else True
+        shared = (
+            any(isinstance(a, Tensor) and a.untyped_storage().data_ptr() == memory for a in args) if plain else True
+        )
         if shared or not out.is_contiguous() or not getattr(kernel, "writes_out", False):
             return out.copy_(self(*args))
         return kernel(*args, out=out)

@@ -295,10 +295,10 @@ def _sample_gradient(needs: Any, saved: Any, extra: Any, grad: Tensor, *unused: 
     return to_mean, to_k, None
 
 
-#: n samples as rows, with w = mu.x and 1 - w; mean (batch or 1, d), concentration (batch or 1), sample i in entry i % batch
+#: n samples as rows, with w = mu.x and 1 - w; mean (batch or 1, d), concentration (batch or 1), row i uses i % batch
 sample = Op(
-    "vmf_sample(Tensor mean, Tensor concentration, Tensor? sample_ids, SymInt first_id, SymInt seed, SymInt step, SymInt n) "
-    "-> (Tensor, Tensor, Tensor)",
+    "vmf_sample(Tensor mean, Tensor concentration, Tensor? sample_ids, SymInt first_id, SymInt seed, SymInt step, "
+    "SymInt n) -> (Tensor, Tensor, Tensor)",
     tensors=3,
     reference=sample_reference.sample_rows,
     fake=lambda mean, k, ids, first, seed, step, n: (

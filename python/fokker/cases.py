@@ -32,11 +32,11 @@ class Case:
 
     name: str
     call: Callable[..., Any]
-    #: ``make(size, dtype, generator)`` -> arguments on the CPU, leading ones tensors; ``size`` is about the number of results
+    #: ``make(size, dtype, generator)`` -> arguments on the CPU, tensors first; ``size`` is about the number of results
     make: Callable[[int, torch.dtype, torch.Generator], Arguments]
     #: dtype -> bound on `error`; a function of the arguments where the bound depends on them
     tolerance: Mapping[torch.dtype, float | Callable[..., Tensor]]
-    #: the error: ``mixed`` is |e| / max(|truth|, 1), ``relative`` |e| / |truth|, ``scaled`` |e| / max |truth| of the row
+    #: the error: ``mixed`` is |e| / max(|truth|, 1), ``relative`` |e| / |truth|, ``scaled`` |e| over the row's largest
     metric: str = "mixed"
     #: rows of (arguments, truth hi, truth lo), for every dtype that has a table
     truth: Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]] | None = None
@@ -81,8 +81,10 @@ class Case:
         generator = torch.Generator().manual_seed(20260211)
         for size in (1, 7, 300, 4099):
             args = self.make(size, dtype, generator)
-            wide = args if self.same_dtype else tuple(
-                a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+            wide = (
+                args
+                if self.same_dtype
+                else tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
             )
             with use_backend("reference"), torch.no_grad():
                 hi = self.call(*wide)
@@ -104,7 +106,9 @@ def table(name: str) -> dict[str, np.ndarray]:
     """A truth table by file name."""
     path = TRUTH / f"{name}.npz"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: reinstall fokker (tests/truth/ holds the tables and their generators)")
+        raise FileNotFoundError(
+            f"{path} is missing: reinstall fokker (tests/truth/ holds the tables and their generators)"
+        )
     with np.load(path) as data:
         return dict(data)
 
@@ -336,7 +340,10 @@ add(
     Case(
         name="vmf_sample",
         call=_sample,
-        make=lambda size, dtype, g: (unit((max(1, size // 64), 64), dtype, g), _concentrations(max(1, size // 64), dtype, g)),
+        make=lambda size, dtype, g: (
+            unit((max(1, size // 64), 64), dtype, g),
+            _concentrations(max(1, size // 64), dtype, g),
+        ),
         tolerance={torch.float64: 1e-13, torch.float32: 2e-6, **{k: 2 * v for k, v in HALF.items()}},
         metric="scaled",
         same_dtype=True,

@@ -101,8 +101,11 @@ def kl_divergence(mean_p: Tensor, concentration_p: Any, mean_q: Tensor, concentr
     ``B = log C(k_p) - log C(k_q) + A(k_p) (k_p - k_q)``: both terms are non-negative and lose nothing where the
     distributions are close. Means ``(..., d)``, unit vectors; concentrations ``(...)``; all broadcast. Differentiable.
     """
-    mean_p, mean_q, p, q = _rows("kl_divergence", {"mean_p": mean_p, "mean_q": mean_q},
-                                 {"concentration_p": concentration_p, "concentration_q": concentration_q})
+    mean_p, mean_q, p, q = _rows(
+        "kl_divergence",
+        {"mean_p": mean_p, "mean_q": mean_q},
+        {"concentration_p": concentration_p, "concentration_q": concentration_q},
+    )
     d = _dim(mean_p.shape[-1])
     angle = 0.5 * (mean_p - mean_q).square().sum(-1)
     return ops.bregman(p, q, d) + ops.scalar["mean_resultant"](p, d) * q * angle
@@ -341,7 +344,8 @@ def mixture_log_prob(
         raise ValueError("mixture_log_prob: at least one component expected, got mean_directions " + str(shapes[1]))
     d = _dim(x.shape[1])
     x, means, k, log_w = _rows(
-        "mixture_log_prob", {"x": x[:, None], "mean_directions": mean_directions},
+        "mixture_log_prob",
+        {"x": x[:, None], "mean_directions": mean_directions},
         {"concentrations": concentrations, "log_weights": log_weights},
     )
     x = x[:, 0]

@@ -40,7 +40,9 @@ def measure(bench: Bench, rounds: int, target: float) -> dict[str, Any]:
     ours = next(iter(bench.contenders))
     seconds = {name: statistics.median(t) for name, t in times.items()}
     ratios = {
-        name: statistics.median(a / b for a, b in zip(t, times[ours], strict=True)) for name, t in times.items() if name != ours
+        name: statistics.median(a / b for a, b in zip(t, times[ours], strict=True))
+        for name, t in times.items()
+        if name != ours
     }
     return {
         "name": bench.name,
@@ -56,7 +58,7 @@ def measure(bench: Bench, rounds: int, target: float) -> dict[str, Any]:
 
 
 def limits() -> dict[str, float]:
-    """What this machine can do, measured now: bytes copied a second (in and out of memory), float32 FMAs in a product."""
+    """What this machine can do, measured now: bytes copied a second (read and written), operations of a product."""
     a = torch.rand(1 << 24)
     b = torch.empty_like(a)
     m = torch.rand(1024, 1024)
@@ -102,7 +104,13 @@ def draw(rows: list[dict[str, Any]], facts: dict[str, Any], folder: Path) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     families: dict[str, list[tuple[str, float, float | None]]] = {}
     for row in rows:
-        family = "vMF" if row["name"].lower().startswith("vmf") else "Bessel" if row["name"].startswith(("log_", "iv", "kv")) else ""
+        family = (
+            "vMF"
+            if row["name"].lower().startswith("vmf")
+            else "Bessel"
+            if row["name"].startswith(("log_", "iv", "kv"))
+            else ""
+        )
         for name, ratio in row["ratio"].items():
             if family and not name.startswith("fokker"):
                 families.setdefault(f"{family} against {name}", []).append((row["name"], ratio, row["asked"].get(name)))
@@ -129,9 +137,16 @@ def draw(rows: list[dict[str, Any]], facts: dict[str, Any], folder: Path) -> lis
     return paths
 
 
+def encoded(picture: Path) -> str:
+    """A file's bytes in base 64."""
+    return base64.b64encode(picture.read_bytes()).decode()
+
+
 def page(result: dict[str, Any], pictures: list[Path]) -> str:
     """One self-contained HTML page: the machine, the table, the pictures."""
-    facts = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in result["machine"].items())
+    facts = "".join(
+        f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in result["machine"].items()
+    )
     lines = "".join(
         f"<tr><td>{html.escape(r['name'])}</td><td>{1e6 * next(iter(r['seconds'].values())):.1f}</td>"
         f"<td>{html.escape('; '.join(f'{n} {x:.2f}x' for n, x in r['ratio'].items()))}</td>"
@@ -140,10 +155,9 @@ def page(result: dict[str, Any], pictures: list[Path]) -> str:
         for r in result["rows"]
     )
     images = "".join(
-        f'<p><img alt="{html.escape(p.stem)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></p>'
-        for p in pictures
+        f'<p><img alt="{html.escape(p.stem)}" src="data:image/png;base64,{encoded(p)}"></p>' for p in pictures
     )
-    style = "body{font:14px sans-serif;max-width:70em;margin:2em auto}td,th{padding:2px 10px;text-align:left}img{max-width:100%}"
+    style = "body{font:14px sans-serif;max-width:70em;margin:2em auto}td,th{padding:2px 10px;text-align:left}"
     return (
         f'<!doctype html><meta charset="utf-8"><title>fokker bench</title><style>{style}</style><h1>fokker bench</h1>'
         f"<table>{facts}</table><h2>Measured</h2><table><tr><th>what</th><th>us</th><th>opponent / ours</th>"
@@ -161,9 +175,11 @@ def run(args: argparse.Namespace) -> int:
         chosen = (b for b in benches() if not args.op or any(o in b.name for o in args.op))
         rows = []
         facts = {**machine(), **limit}
-        print(f"{facts['cpu']} ({facts['cpu_isa']}), {args.threads} thread(s), torch {facts['torch']}; copy "
-              f"{limit['copy_bytes_per_s'] / 1e9:.1f} GB/s, product {limit['product_flops_per_s'] / 1e9:.0f} GFLOP/s; "
-              "ratios are opponent / fokker")
+        print(
+            f"{facts['cpu']} ({facts['cpu_isa']}), {args.threads} thread(s), torch {facts['torch']}; copy "
+            f"{limit['copy_bytes_per_s'] / 1e9:.1f} GB/s, product {limit['product_flops_per_s'] / 1e9:.0f} GFLOP/s; "
+            "ratios are opponent / fokker"
+        )
         for bench in progress(chosen, "bench"):
             row = measure(bench, rounds, target)
             row["roofline"] = roofline(row, limit)
@@ -175,13 +191,17 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"--op: no bench's name contains {' or '.join(args.op)}")
     when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     result = {"date": when, "machine": facts, "rows": rows}
-    pictures = draw(rows, facts, Path(args.plots or Path(args.html).parent / "plots")) if args.plots or args.html else []
+    pictures = (
+        draw(rows, facts, Path(args.plots or Path(args.html).parent / "plots")) if args.plots or args.html else []
+    )
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.html:
         Path(args.html).write_text(page(result, pictures))
     missed = [r["name"] for r in rows for ok in r["met"].values() if not ok]
-    print(f"{sum(len(r['met']) for r in rows) - len(missed)} of {sum(len(r['met']) for r in rows)} targets met"
-          + (f"; missed: {', '.join(missed)}" if missed else ""))
+    print(
+        f"{sum(len(r['met']) for r in rows) - len(missed)} of {sum(len(r['met']) for r in rows)} targets met"
+        + (f"; missed: {', '.join(missed)}" if missed else "")
+    )
     return 0

@@ -81,9 +81,12 @@ def _bessel(points: int) -> Iterator[Bench]:
                 ask = 0.0
             scalar = tv.dim() == 0
             yield Bench(
-                f"{name}, {label}", contenders, {"SciPy": ask} if ask and special is not None else {},
-                elements=points, bytes=points * (16 if scalar else 24), note="float64, 8192 points; SciPy: log(%s)%sx" % (
-                    scaled, "+" if sign > 0 else "-"),
+                f"{name}, {label}",
+                contenders,
+                {"SciPy": ask} if ask and special is not None else {},
+                elements=points,
+                bytes=points * (16 if scalar else 24),
+                note=f"float64, 8192 points; SciPy: log({scaled}) {'+' if sign > 0 else '-'} x",
             )
 
 
@@ -128,8 +131,11 @@ def _isa(points: int) -> Iterator[Bench]:
             v, x = RANGES[label](np.random.default_rng(7), points)
             run = functools.partial(getattr(bessel, name), torch.as_tensor(v), torch.as_tensor(x))
             yield Bench(
-                f"{name} AVX2, {label}", {"fokker": under("avx2", run), "AVX-512": under("avx512", run)}, {"AVX-512": 0.45},
-                elements=points, note="the AVX2 kernels beside the AVX-512 ones",
+                f"{name} AVX2, {label}",
+                {"fokker": under("avx2", run), "AVX-512": under("avx512", run)},
+                {"AVX-512": 0.45},
+                elements=points,
+                note="the AVX2 kernels beside the AVX-512 ones",
             )
 
 
@@ -146,39 +152,66 @@ def _overhead() -> Iterator[Bench]:
 
         return go
 
-    yield Bench("eager call, 4 elements", {"fokker": repeat(lambda: bessel.log_iv(v, x)), "torch.add": repeat(add)},
-                {"torch.add": 1 / 2.5}, elements=times, note="200 calls; asked: at most 2.5 times torch.add")
-    yield Bench("eager call with gradient, 4 elements",
-                {"fokker": repeat(lambda: bessel.log_iv(v, leaf)), "torch.add": repeat(add)},
-                {"torch.add": 1 / 7.5}, elements=times, note="200 forward calls; asked: at most 7.5 times torch.add")
+    yield Bench(
+        "eager call, 4 elements",
+        {"fokker": repeat(lambda: bessel.log_iv(v, x)), "torch.add": repeat(add)},
+        {"torch.add": 1 / 2.5},
+        elements=times,
+        note="200 calls; asked: at most 2.5 times torch.add",
+    )
+    yield Bench(
+        "eager call with gradient, 4 elements",
+        {"fokker": repeat(lambda: bessel.log_iv(v, leaf)), "torch.add": repeat(add)},
+        {"torch.add": 1 / 7.5},
+        elements=times,
+        note="200 forward calls; asked: at most 7.5 times torch.add",
+    )
 
 
 def _vmf() -> Iterator[Bench]:
     g = torch.Generator().manual_seed(3)
     k = torch.rand(8192, dtype=F64, generator=g) * 1000
     r = vmf.mean_resultant_length(2048, k)
-    yield Bench("vmf concentration from resultant, d=2048",
-                {"fokker": lambda: vmf.concentration_from_resultant(2048, r),
-                 "reference": _reference(lambda: vmf.concentration_from_resultant(2048, r))}, elements=8192)
-    yield Bench("vmf log_normalizer, d=2048",
-                {"fokker": lambda: vmf.log_normalizer(2048, k),
-                 "reference": _reference(lambda: vmf.log_normalizer(2048, k))}, elements=8192)
+    yield Bench(
+        "vmf concentration from resultant, d=2048",
+        {
+            "fokker": lambda: vmf.concentration_from_resultant(2048, r),
+            "reference": _reference(lambda: vmf.concentration_from_resultant(2048, r)),
+        },
+        elements=8192,
+    )
+    yield Bench(
+        "vmf log_normalizer, d=2048",
+        {"fokker": lambda: vmf.log_normalizer(2048, k), "reference": _reference(lambda: vmf.log_normalizer(2048, k))},
+        elements=8192,
+    )
     x = torch.randn(60000, 2048, generator=g)
     x /= torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    yield Bench("vmf.fit, 60,000 x 2,048 float32", {"fokker": lambda: vmf.fit(x), "torch sum over rows": lambda: x.sum(0)},
-                {"torch sum over rows": 1 / 1.5}, elements=x.numel(), bytes=4 * x.numel(),
-                note="asked: at most 1.5 times the time to read the data once and sum it")
+    yield Bench(
+        "vmf.fit, 60,000 x 2,048 float32",
+        {"fokker": lambda: vmf.fit(x), "torch sum over rows": lambda: x.sum(0)},
+        {"torch sum over rows": 1 / 1.5},
+        elements=x.numel(),
+        bytes=4 * x.numel(),
+        note="asked: at most 1.5 times the time to read the data once and sum it",
+    )
     del x
     x = torch.randn(16384, 512, generator=g)
     x /= torch.linalg.vector_norm(x, dim=1, keepdim=True)
     means = x[:256].clone()
     ks, logw = torch.full((256,), 50.0), torch.full((256,), -5.5)
     logits = torch.empty(16384, 256)
-    yield Bench("vMF mixture log_prob, 16,384 x 512, 256 components",
-                {"fokker": lambda: vmf.mixture_log_prob(x, means, ks, logw),
-                 "its matrix product alone": lambda: torch.mm(x, means.t(), out=logits),
-                 "torch, unfused": lambda: torch.logsumexp(torch.addmm(logw, x, means.t() * 50.0), 1)},
-                {"its matrix product alone": 0.8}, elements=16384, flops=2.0 * 16384 * 512 * 256)
+    yield Bench(
+        "vMF mixture log_prob, 16,384 x 512, 256 components",
+        {
+            "fokker": lambda: vmf.mixture_log_prob(x, means, ks, logw),
+            "its matrix product alone": lambda: torch.mm(x, means.t(), out=logits),
+            "torch, unfused": lambda: torch.logsumexp(torch.addmm(logw, x, means.t() * 50.0), 1),
+        },
+        {"its matrix product alone": 0.8},
+        elements=16384,
+        flops=2.0 * 16384 * 512 * 256,
+    )
     bias, scale, first = vmf.log_normalizer(512, ks) + logw, torch.ones(16384), torch.empty(256, 512)
     weight = 50.0 * means
 
@@ -186,9 +219,13 @@ def _vmf() -> Iterator[Bench]:
         torch.mm(x, weight.t(), out=logits)
         return torch.mm(logits.t(), x, out=first)
 
-    yield Bench("vMF mixture EM statistics, 16,384 x 512, 256 components",
-                {"fokker": lambda: affine_moments(x, weight, bias, scale), "its two matrix products alone": two_products},
-                {"its two matrix products alone": 0.8}, elements=16384, flops=4.0 * 16384 * 512 * 256)
+    yield Bench(
+        "vMF mixture EM statistics, 16,384 x 512, 256 components",
+        {"fokker": lambda: affine_moments(x, weight, bias, scale), "its two matrix products alone": two_products},
+        {"its two matrix products alone": 0.8},
+        elements=16384,
+        flops=4.0 * 16384 * 512 * 256,
+    )
 
 
 def _reference(run: Run) -> Run:

@@ -69,8 +69,17 @@ def judge(case: Case, backend: str, dtype: torch.dtype) -> Row:
             with use_backend(backend):
                 got = case.call(*_to(args, _device(backend)))
             if got.shape != hi.shape or got.dtype != dtype:
-                return Row(case.name, backend, str(dtype), 0, float("inf"), float("inf"), 0.0, False,
-                           note=f"shape {tuple(got.shape)} and dtype {got.dtype}, expected {tuple(hi.shape)}, {dtype}")
+                return Row(
+                    case.name,
+                    backend,
+                    str(dtype),
+                    0,
+                    float("inf"),
+                    float("inf"),
+                    0.0,
+                    False,
+                    note=f"shape {tuple(got.shape)} and dtype {got.dtype}, expected {tuple(hi.shape)}, {dtype}",
+                )
             error = case.error(got, hi, lo).flatten()
             bound = torch.as_tensor(case.bound(dtype, args), dtype=torch.float64).expand(hi.shape).flatten()
             points += error.numel()
@@ -100,13 +109,15 @@ def seconds(run: Callable[[], Any], device: str, budget: float = 0.06) -> float:
 
 
 class Speed:
-    """Throughput beside the reference, eager and (if asked) compiled; the reference is timed once a dtype and device."""
+    """Throughput beside the reference, eager and (if asked) compiled, which is timed once a dtype and device."""
 
     def __init__(self, compiled: bool) -> None:
         self.compiled = compiled
         self.reference: dict[tuple[str, torch.dtype, str], tuple[float, float | None]] = {}
 
-    def _reference(self, case: Case, args: tuple[Any, ...], dtype: torch.dtype, device: str) -> tuple[float, float | None]:
+    def _reference(
+        self, case: Case, args: tuple[Any, ...], dtype: torch.dtype, device: str
+    ) -> tuple[float, float | None]:
         key = (case.name, dtype, device)
         if key not in self.reference:
             with use_backend("reference"):
@@ -176,13 +187,17 @@ def run(args: argparse.Namespace) -> int:
     quiet = args.json == "-"
     if not quiet:
         facts = machine()
-        print(f"fokker {facts['fokker']}, torch {facts['torch']}, {facts['cpu']} ({facts['cpu_isa']}), "
-              f"{facts['threads']} threads, GPU {facts['gpu']['name'] if facts['gpu'] else 'none'}")
+        print(
+            f"fokker {facts['fokker']}, torch {facts['torch']}, {facts['cpu']} ({facts['cpu_isa']}), "
+            f"{facts['threads']} threads, GPU {facts['gpu']['name'] if facts['gpu'] else 'none'}"
+        )
         for name, why in available_backends().items():
             if why != "ok":
                 print(f"backend {name} is left out: {why}")
-        print(f"\n{'op':32s} {'backend':10s} {'dtype':9s} {'points':>7s} {'error':>9s} {'allowed':>9s} "
-              f"{'M/s':>10s} {'x eager':>8s} {'x compile':>9s}")
+        print(
+            f"\n{'op':32s} {'backend':10s} {'dtype':9s} {'points':>7s} {'error':>9s} {'allowed':>9s} "
+            f"{'M/s':>10s} {'x eager':>8s} {'x compile':>9s}"
+        )
     for case, backend, dtype in progress(todo, "check"):
         try:
             row = judge(case, backend, dtype)
@@ -190,7 +205,9 @@ def run(args: argparse.Namespace) -> int:
                 speed.measure(case, row, dtype)
         except Exception as error:
             nothing = float("inf")
-            row = Row(case.name, backend, str(dtype).removeprefix("torch."), 0, nothing, nothing, 0.0, False, note=repr(error))
+            row = Row(
+                case.name, backend, str(dtype).removeprefix("torch."), 0, nothing, nothing, 0.0, False, note=repr(error)
+            )
         rows.append(row)
         if not quiet:
             print(_line(row), flush=True)
@@ -203,7 +220,10 @@ def run(args: argparse.Namespace) -> int:
             with open(args.json, "w") as file:
                 file.write(text + "\n")
     if not quiet:
-        print(f"\n{len(rows) - len(wrong)} of {len(rows)} right" + (f"; wrong: {', '.join(sorted({r.op for r in wrong}))}" if wrong else ""))
+        print(
+            f"\n{len(rows) - len(wrong)} of {len(rows)} right"
+            + (f"; wrong: {', '.join(sorted({r.op for r in wrong}))}" if wrong else "")
+        )
     else:
         print(f"{len(wrong)} wrong", file=sys.stderr)
     return 1 if wrong else 0
