@@ -76,7 +76,7 @@ def _bessel(points: int) -> Iterator[Bench]:
                 contenders["SciPy"] = functools.partial(_scipy_log, getattr(special, scaled), v, x, sign)
             ask = 7.0 if label in _SEVEN else 10.0
             if name == "log_kv":
-                ask = 1.5 if label.endswith("1.5]") else 10.0
+                ask = 1.5 if label.endswith(("1.5]", "d=3")) else 10.0  # orders up to 1.5: SciPy's K is fast there
             elif label.endswith("1.5]"):
                 ask = 0.0
             scalar = tv.dim() == 0
