@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
-from ._op import Kernel, Op
+from ._op import Kernel, Op, native_kernels
 
 _TILE = 1 << 19  # logits a tile: they stay in a second-level cache
 
@@ -22,10 +21,6 @@ def _tiles(n: int, k: int, device: torch.device) -> Iterator[tuple[int, int]]:
     rows = max(32, (_TILE if device.type == "cpu" else 1 << 24) // max(k, 1))
     for begin in range(0, n, rows):
         yield begin, min(n, begin + rows)
-
-
-def _native_kernels(make: Any) -> dict[str, Kernel]:
-    return {name: make(module) for name, module in (("cpu", _native.cpu), ("cuda", _native.cuda), ("emu", _native.emu))}
 
 
 def _compute(t: Tensor) -> Tensor:
@@ -140,7 +135,7 @@ _backward_op = Op(
     tensors=4,
     reference=_backward_reference,
     fake=lambda x, weight, bias, grad: (torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)),
-    kernels=_native_kernels(_backward_kernel),
+    kernels=native_kernels(_backward_kernel),
 )
 
 
@@ -161,7 +156,7 @@ affine_logsumexp = Op(
     tensors=3,
     reference=_reference,
     fake=lambda x, weight, bias: x.new_empty(x.shape[0]),
-    kernels=_native_kernels(_logsumexp_kernel),
+    kernels=native_kernels(_logsumexp_kernel),
     backward=_backward,
 )
 #: the same, and the shares softmax_k(x_i . w_k + b_k), shape (N, K)
@@ -170,7 +165,7 @@ affine_softmax = Op(
     tensors=3,
     reference=_softmax_reference,
     fake=lambda x, weight, bias: (x.new_empty(x.shape[0]), x.new_empty(x.shape[0], weight.shape[0])),
-    kernels=_native_kernels(_softmax_kernel),
+    kernels=native_kernels(_softmax_kernel),
     backward=_softmax_backward,
     saves_results=True,
 )
@@ -184,5 +179,5 @@ affine_moments = Op(
         weight.new_empty(weight.shape[0], dtype=torch.float64),
         weight.new_empty(weight.shape, dtype=torch.float64),
     ),
-    kernels=_native_kernels(_moments_kernel),
+    kernels=native_kernels(_moments_kernel),
 )

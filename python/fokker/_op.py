@@ -42,6 +42,12 @@ def _raiser(error: Exception) -> Kernel:
     return fail
 
 
+def native_kernels(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
+    """The kernel of each native backend, made from its compiled module (None where that is not there)."""
+    modules = {"cpu": _native.cpu, "cuda": _native.cuda, "emu": _native.emu}
+    return {name: make(module) for name, module in modules.items()}
+
+
 class Op:
     """A differentiable op with several backends.
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
 from ._elementwise import empty_result, reduce_to
-from ._op import Kernel, Op
+from ._op import Kernel, Op, native_kernels
 from .reference import vmf as reference
 from .reference import vmf_sample as sample_reference
 
@@ -26,11 +25,6 @@ FUNCTIONS = (
     "concentration_from_resultant",
     "concentration_from_complement",
 )
-
-
-def _native_kernels(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
-    modules = {"cpu": _native.cpu, "cuda": _native.cuda, "emu": _native.emu}
-    return {name: make(module) for name, module in modules.items()}
 
 
 def _scalar_kernel(function: int) -> Callable[[Any], Kernel]:
@@ -79,7 +73,7 @@ def _scalar_op(name: str) -> Op:
         tensors=1,
         reference=lambda k, dim: reference.scalar(name, dim, k),
         fake=lambda k, dim: empty_result(k),
-        kernels={**_native_kernels(_scalar_kernel(FUNCTIONS.index(name))), "triton": _triton(name)},
+        kernels={**native_kernels(_scalar_kernel(FUNCTIONS.index(name))), "triton": _triton(name)},
         backward=backward if name in _DERIVATIVES else None,
         saves_results=name.startswith("concentration"),
         elementwise=True,
@@ -128,7 +122,7 @@ bregman_grad = Op(
     tensors=2,
     reference=lambda p, q, dim: reference.bregman_grad(dim, p, q),
     fake=lambda p, q, dim: (empty_result(p, q), empty_result(p, q)),
-    kernels=_native_kernels(_bregman_grad_kernel),
+    kernels=native_kernels(_bregman_grad_kernel),
     backward=_bregman_grad_backward,
     elementwise=True,
 )
@@ -137,7 +131,7 @@ bregman = Op(
     tensors=2,
     reference=lambda p, q, dim: reference.bregman(dim, p, q),
     fake=lambda p, q, dim: empty_result(p, q),
-    kernels=_native_kernels(_bregman_kernel),
+    kernels=native_kernels(_bregman_kernel),
     backward=_bregman_backward,
     elementwise=True,
 )
@@ -183,7 +177,7 @@ log_prob = Op(
     tensors=3,
     reference=reference.log_prob,
     fake=_log_prob_shape,
-    kernels=_native_kernels(_log_prob_kernel),
+    kernels=native_kernels(_log_prob_kernel),
     backward=_log_prob_backward,
 )
 
@@ -216,7 +210,7 @@ resultant = Op(
     tensors=2,
     reference=_resultant_reference,
     fake=lambda x, weights: x.new_empty(x.shape[1] + 2, dtype=torch.float64),
-    kernels=_native_kernels(_resultant_kernel),
+    kernels=native_kernels(_resultant_kernel),
 )
 
 
@@ -263,7 +257,7 @@ sample_backward = Op(
     tensors=5,
     reference=sample_reference.sample_backward,
     fake=lambda grad, x, mean, w, one_minus_w: (torch.empty_like(x), torch.empty_like(w)),
-    kernels=_native_kernels(_sample_backward_kernel),
+    kernels=native_kernels(_sample_backward_kernel),
     backward=_no_second_derivative,
 )
 #: d(mu.x)/dk of samples at a fixed probability (implicit reparameterisation)
@@ -273,7 +267,7 @@ cosine_gradient = Op(
     tensors=5,
     reference=lambda k, a, c, w, u, dim: sample_reference.cosine_gradient(dim, k, a, c, w, u),
     fake=lambda k, a, c, w, u, dim: torch.empty_like(w),
-    kernels=_native_kernels(_cosine_gradient_kernel),
+    kernels=native_kernels(_cosine_gradient_kernel),
     backward=_no_second_derivative,
 )
 
@@ -306,7 +300,7 @@ sample = Op(
         mean.new_empty(n),
         mean.new_empty(n),
     ),
-    kernels=_native_kernels(_sample_kernel),
+    kernels=native_kernels(_sample_kernel),
     backward=_sample_gradient,
     saves_results=True,
 )

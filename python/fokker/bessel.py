@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
 from ._elementwise import elementwise2, empty_result, reduce_to
-from ._op import Kernel, Op
+from ._op import Kernel, Op, native_kernels
 from .reference import bessel as reference
 
 __all__ = ["iv_ratio", "kv_ratio", "log_iv", "log_ive", "log_kv", "log_kve"]
@@ -27,11 +26,6 @@ __all__ = ["iv_ratio", "kv_ratio", "log_iv", "log_ive", "log_kv", "log_kve"]
 # The order of math::Fn in csrc/math/bessel_fn.h.
 FUNCTIONS = ("log_iv", "log_ive", "log_kv", "log_kve", "iv_ratio", "kv_ratio")
 _NAMES = ("v", "x")
-
-
-def _native_kernels(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
-    modules = {"cpu": _native.cpu, "cuda": _native.cuda, "emu": _native.emu}
-    return {name: make(module) for name, module in modules.items()}
 
 
 def _value_kernel(function: int) -> Callable[[Any], Kernel]:
@@ -119,7 +113,7 @@ _hess = Op(
     tensors=2,
     reference=_hess_reference,
     fake=lambda v, x, function: _outputs(v, x, (True, True, True)),
-    kernels={**_native_kernels(_hess_kernel), "triton": _triton("bessel_hess")},
+    kernels={**native_kernels(_hess_kernel), "triton": _triton("bessel_hess")},
     elementwise=True,
 )
 _grad = Op(
@@ -127,7 +121,7 @@ _grad = Op(
     tensors=2,
     reference=_grad_reference,
     fake=lambda v, x, function, need_v, need_x: _outputs(v, x, (need_v, need_x)),
-    kernels={**_native_kernels(_grad_kernel), "triton": _triton("bessel_grad")},
+    kernels={**native_kernels(_grad_kernel), "triton": _triton("bessel_grad")},
     backward=_grad_backward,
     elementwise=True,
 )
@@ -140,7 +134,7 @@ def _make(name: str) -> Op:
         tensors=2,
         reference=getattr(reference, name),
         fake=lambda v, x: empty_result(x, v),
-        kernels={**_native_kernels(_value_kernel(function)), "triton": _triton(name)},
+        kernels={**native_kernels(_value_kernel(function)), "triton": _triton(name)},
         backward=_value_backward(function),
         elementwise=True,
     )
