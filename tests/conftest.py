@@ -5,6 +5,7 @@ import torch
 
 import fokker
 from fokker import _native
+from fokker.cases import CASES
 
 
 def pytest_report_header(config):
@@ -27,3 +28,13 @@ def usable(backend: str) -> bool:
 
 
 BACKENDS = [b for b in fokker.available_backends() if usable(b)]
+
+#: those with every vMF op (Triton has the scalar ones only)
+FUSED = [b for b in BACKENDS if b in CASES["vmf_sample"].backends]
+
+
+@pytest.fixture(params=FUSED)
+def backend(request):
+    """Each backend of FUSED in turn, selected for the length of the test."""
+    with fokker.use_backend(request.param):
+        yield request.param

@@ -180,14 +180,29 @@ def registration_arguments(name: str):
         "vmf_sample": (unit, k, None, 0, 5, 0, 6),
         "vmf_sample_backward": (unit, unit.flip(0), unit, k / 2, 1 - k / 2),
         "vmf_cosine_gradient": (k, k / 2, 1 - k / 2, k / 2, 1 - k / 2, 5),
+        "random_fill": (unit[:0, 0], None, None, torch.arange(6), 2, [6, 5], 3, 1, 0, 0, 2),
+        "random_normal_sum": (unit[:0, 0], None, None, unit[:1], torch.arange(5)[None], [6, 5], 3, 0, 2),
         "affine_logsumexp": (unit, unit[:3], k[:3]),
         "affine_softmax": (unit, unit[:3], k[:3]),
         "affine_logsumexp_backward": (unit, unit[:3], k[:3], k),
         "affine_moments": (unit, unit[:3], k[:3], k),
     }
+    if name.startswith("kde_"):
+        return density_arguments(name, unit)
     if name in special:
         return special[name]
     return (k / 2, 5) if name.startswith("vmf_") else (k, 2 * k)
+
+
+def density_arguments(name: str, x: Tensor):
+    x, settings = x[None], (0, 1.0, 0, 13, True)  # gaussian, leaving out j = i; values, squares and spreads
+    h = torch.ones(1, 1, 1, dtype=torch.float64)
+    row, bias = x[..., 0], torch.zeros(1, 6, dtype=torch.float64)
+    inputs = (x, x + 0.1, h, bias, None) if "sums" in name else (x, x + 0.1, h, bias, row, row)
+    if not name.endswith("_vjp"):
+        return (*inputs, *settings)
+    grads = (row, x, row, row) if "sums" in name else (x, row, row)
+    return (*inputs, *grads, *settings)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES.values()])

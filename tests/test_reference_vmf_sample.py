@@ -1,21 +1,18 @@
 """The reference von Mises-Fisher sampler: exact distribution, stateless noise, unbiased gradients.
 
-Seeds are fixed, so each statistical test passes or fails for good; the rate quoted beside it is the chance that a right
-sampler would have failed at this seed. LEVEL = 1e-6 a p-value: about 60 of them, 1e-4 in all.
+Seeds are fixed, so each statistical test passes or fails for good (tests/sphere.py): about 60 p-values, 1e-4 in all.
 """
 
 import math
 
 import mpmath
-import numpy as np
 import pytest
 import scipy.stats
 import torch
+from sphere import LEVEL, SIGMAS, check_tangent, probability
 
 from fokker.reference import vmf_sample
 
-LEVEL = 1e-6
-SIGMAS = 5.0  # two-sided normal tail 5.7e-7
 DOUBLE = torch.float64
 DIMS = (2, 3, 5, 128, 4096)
 CONCENTRATIONS = (0.0, 0.5, 10.0, 1e3, 1e6, 1e8)
@@ -33,22 +30,6 @@ def draw(dim: int, k: float, n: int, *, seed: int = 1, dtype: torch.dtype = DOUB
 
 def draw_cosines(dim: int, k: float, n: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return vmf_sample.cosines(dim, torch.full((n,), k, dtype=DOUBLE), torch.arange(n), seed)
-
-
-def probability(dim: int, k: float, one_minus_w: np.ndarray) -> np.ndarray:
-    """P(phi <= arccos w), the density of the angle sin^(d-2)(phi) exp(k cos phi) summed by the trapezoidal rule."""
-    n = dim - 2
-    root = math.hypot(n, 2 * k)
-    mode = 2 * math.asin(math.sqrt((n + n * n / (root + 2 * k)) / (n + root) / 2)) if n else 0.0
-    width = 14 / math.sqrt(n + k + 0.01)
-    phi = np.linspace(max(mode - width, 0.0), min(mode + width, math.pi), 40001)
-    log_density = -2 * k * (np.sin(phi / 2) ** 2 - math.sin(mode / 2) ** 2)
-    if n:
-        with np.errstate(divide="ignore"):
-            log_density += n * np.log(np.abs(np.sin(phi)) / math.sin(mode))
-    density = np.exp(log_density)
-    total = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return np.interp(2 * np.arcsin(np.sqrt(one_minus_w / 2)), phi, total / total[-1])
 
 
 def mean_resultant(dim: int, k: float) -> float:
@@ -164,16 +145,7 @@ def test_tangent_is_uniform(dim: int, dtype: torch.dtype) -> None:
     sine = (one_minus_w * (2 - one_minus_w)).sqrt()
     xi = (x - w[:, None] * mean) / sine[:, None]
     for seed in (7, 8):
-        v = unit(dim, seed)
-        v = v - (v @ mean.double()) * mean.double()
-        projection = xi @ (v / v.norm())
-        if dim == 2:
-            assert abs((projection > 0).double().mean() - 0.5) <= SIGMAS * 0.5 / math.sqrt(n)
-        else:
-            half = (dim - 2) / 2
-            p = scipy.stats.beta(half, half).cdf(((1 + projection.clamp(-1, 1)) / 2).numpy())
-            assert scipy.stats.kstest(p, "uniform").pvalue > LEVEL
-        assert abs((projection * (w - w.mean())).mean()) <= SIGMAS * projection.std() * w.std() / math.sqrt(n)
+        check_tangent(xi, w, mean.double(), unit(dim, seed))
 
 
 # ---- the noise ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, vmf
+from fokker.triton_kernels import bessel, random, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -51,12 +51,14 @@ class Variant:
     dtype: torch.dtype
     pointers: tuple[str, ...]
     constants: dict[str, Any]
+    #: types of arguments that are neither pointers to dtype nor sizes
+    kinds: dict[str, str] = field(default_factory=dict)
 
     def compile(self) -> Any:
         """The compiled kernel, with the committed configuration."""
         chosen = configuration(self.table, self.dtype)
         constants = {**self.constants, "BLOCK": chosen.block}
-        kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers}
+        kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers} | self.kinds
         integer = "i64"
         if self.constants["DIMS"] == 1:  # as at a launch over contiguous memory: ones become constants
             integer = "i32"
@@ -83,10 +85,29 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         for f, name in enumerate(vmf.FUNCTIONS):
             constants = {"DIMS": 1, "F": f}
             yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
+        yield from random_variants(dtype)
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
     )  # fmt: skip
+
+
+def random_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """The fills, and the sum of normals; bits and signs are made of float32's words."""
+    wide = dtype is torch.float64
+    integers = ("seed_at", "step_at", "ids", "nodes")
+    scalars = ("seed", "counter1", "first_id", "shift", "first_block", "batch_stride", "blocks", "n")
+    kinds = {a: "*i64" for a in integers} | {a: "i64" for a in scalars}
+    names = ("bits", "uniform", "normal", "gumbel", "exponential", "rademacher")
+    for kind, name in enumerate((*names, "normal sum")):
+        if wide and name in ("bits", "rademacher"):
+            continue
+        summed = name == "normal sum"
+        constants = {"KIND": 2 if summed else kind, "WIDE": wide, "DIMS": 1, "SUM": summed}
+        constants |= {"SEED": True, "STEP": True, "IDS": True}
+        output = {"out": "*i64"} if name == "bits" else {}
+        pointers = ("out", "coefficients")
+        yield Variant(f"random {name}", "random", random.random_kernel, dtype, pointers, constants, kinds | output)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

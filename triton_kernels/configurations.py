@@ -31,6 +31,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "bessel_grad": {torch.float32: Configuration(256, 4, 128), torch.float64: Configuration(128, 4, 168)},
     "bessel_hess": {torch.float32: Configuration(128, 4, 128), torch.float64: Configuration(128, 4, 255)},
     "vmf": {torch.float32: Configuration(256, 4), torch.float64: Configuration(128, 4)},
+    "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }
 
 

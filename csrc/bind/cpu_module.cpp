@@ -1,6 +1,8 @@
 // The _cpu module: every op's binding over the CPU launchers.
+#include "bind/kde_ops.h"
 #include "bind/ops.h"
 #include "cpu/backend.h"
+#include "cpu/kde.h"
 
 namespace {
 
@@ -62,6 +64,8 @@ struct Cpu {
   static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard&) {
     cpu::row_logsumexp<T>(logits, bias, n, k, out, softmax);
   }
+  template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard&) { cpu::kde_sums<T>(s); }
+  static void random_fill(const fokker::RandomPlan& p, Guard&) { cpu::random_fill(p); }
 };
 
 }  // namespace
@@ -69,6 +73,7 @@ struct Cpu {
 PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   m.doc() = "fokker's CPU kernels; called through the public functions, which check and promote.";
   fokker::bind::bind_ops<Cpu>(m);
+  fokker::bind::bind_kde_ops<Cpu>(m);
   m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
   m.def("isa", &cpu::isa_name);
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"));

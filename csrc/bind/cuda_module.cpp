@@ -1,4 +1,5 @@
 // Built twice: as _cuda over the GPU, and as _emu (FOKKER_EMU), where the same kernels run on the host.
+#include "bind/kde_ops.h"
 #include "bind/ops.h"
 #include "cuda/kernels.h"
 
@@ -73,12 +74,15 @@ struct Cuda {
   static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard& g) {
     cuda::row_logsumexp<T>(logits, bias, n, k, out, softmax, g.stream);
   }
+  template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard& g) { cuda::kde_sums<T>(s, g.stream); }
+  static void random_fill(const fokker::RandomPlan& p, Guard& g) { cuda::random_fill(p, g.stream); }
 };
 
 }  // namespace
 
 PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cuda>(m);
+  fokker::bind::bind_kde_ops<Cuda>(m);
   m.def("device_count", [] {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;

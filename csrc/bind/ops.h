@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "bind/random_ops.h"
 #include "bind/torch_caster.h"
 #include "common/dispatch.h"
 #include "common/elementwise.h"
@@ -279,6 +280,7 @@ template <typename Backend> void bind_ops(py::module_& m) {
   m.def("vmf_cosine_gradient", &vmf_cosine_gradient<Backend>, arg("dim"), arg("concentration"), arg("mean_resultant"), arg("complement"), arg("w"), arg("one_minus_w"), arg("out"));
   m.def("resultant", &resultant<Backend>, arg("x"), arg("weights"), arg("partial"), arg("out"));
   m.def("row_logsumexp", &row_logsumexp<Backend>, arg("logits"), arg("bias"), arg("out"), arg("softmax"));
+  bind_random_ops<Backend>(m);
 }
 
 }  // namespace fokker::bind

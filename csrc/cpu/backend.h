@@ -7,13 +7,14 @@
 #include "cpu/elementwise.h"
 #include "cpu/isa.h"
 #include "cpu/mixture.h"
+#include "cpu/random.h"
 #include "cpu/vmf.h"
 #include "cpu/vmf_sample.h"
 
 namespace fokker::cpu {
 
 // Below these a second thread costs more than it gives (about 20 us of work).
-constexpr std::int64_t kBesselGrain = 2048, kVmfGrain = 2048, kSampleGrain = 16384;
+constexpr std::int64_t kBesselGrain = 2048, kVmfGrain = 2048, kSampleGrain = 16384, kRandomGrain = 8192;
 
 template <typename T>
 void bessel(math::Fn fn, int order, const Elementwise& e, DType out_dtype, void* const* out) {
@@ -80,6 +81,14 @@ void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* 
   parallel_for(n, 1 + 16384 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
     kernel(logits + begin * k, bias, end - begin, k, out + begin, softmax);
   });
+}
+
+inline void random_fill(const RandomPlan& p) {
+  using Kernel = void (*)(const RandomPlan&, const RandomItems&, std::int64_t, std::int64_t);
+  const Kernel kernel = FK_PER_ISA_OVERLOAD(random_fill, Kernel);
+  const RandomItems items = random_items(p);
+  const std::int64_t work = std::max<std::int64_t>(1, p.batch * items.blocks * (1 + p.terms) / items.items);
+  parallel_for(items.items, 1 + kRandomGrain / work, [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end); });
 }
 
 }  // namespace fokker::cpu

@@ -4,19 +4,16 @@
 // and every loop treats its elements alike, so results do not depend on how a tensor is cut into chunks.
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <utility>
 
 #include "cpu/bessel.h"
+#include "cpu/partition.inc.h"
 #include "math/bessel.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
 
 using math::Fn;
-
-// Elements per pass of an inner loop: one cache line, so that a loop never has a remainder.
-template <typename T> constexpr int kLanes = 64 / sizeof(T);
 
 // Which of the Order + 1 outputs a kernel stores; what it does not store is never computed.
 enum class Want { all, last };
@@ -56,64 +53,34 @@ template <Fn F, typename T> __attribute__((noinline)) void find_regimes(const T*
   for (int i = 0; i < n; ++i) regime[i] = static_cast<uint8_t>(math::bessel_regime<F>(v[i], x[i]));
 }
 
-// All of the n (a multiple of 8) regimes are r.
-template <int n> bool all_are(const uint8_t* regime, uint8_t r) {
-  uint64_t differs = 0, word;
-  for (int i = 0; i < n; i += 8) {
-    std::memcpy(&word, regime + i, 8);
-    differs |= word ^ (r * UINT64_C(0x0101010101010101));
-  }
-  return differs == 0;
-}
-
 template <typename T> struct Scratch {
-  alignas(64) T v[kBesselChunk], x[kBesselChunk], out[3][kBesselChunk];
+  alignas(64) T v[kBesselChunk + kLanes<T>], x[kBesselChunk + kLanes<T>], out[3][kBesselChunk + kLanes<T>];
 };
 
 template <Fn F, int Order, Want W, typename T> void chunk(const T* v, const T* x, T* const* out, int n) {
   constexpr int regimes = math::kRegimes<F, T>, lanes = kLanes<T>;
   static constexpr auto loops = regime_loops<F, Order, W, T>(std::make_integer_sequence<int, regimes>{});
-  // Two lists for every regime: consecutive elements do not wait for each other's counter.
-  constexpr int second = kBesselChunk / 2;
-  int count[2][regimes] = {};
-  uint8_t regime[kBesselChunk];
-  int index[regimes][kBesselChunk];
+  alignas(64) uint8_t regime[kBesselChunk];
   find_regimes<F>(v, x, regime, n);
+  Partition<kBesselChunk, regimes> partition(regime, n);
   Scratch<T> s;
   const bool direct =
       (W == Want::last || out[0] != nullptr) && (Order < 1 || out[1] != nullptr) && (Order < 2 || out[2] != nullptr);
 
-  // Runs of whole blocks of one regime are computed in place, the rest is listed by regime.
-  for (int i = 0; i < n;) {
-    const uint8_t r = regime[i];
-    int end = i;
-    while (direct && end + lanes <= n && all_are<lanes>(regime + end, r)) end += lanes;
-    if (end > i) {
-      Outputs<T> to{};
-      for (int j = 0; j <= Order; ++j) to.p[j] = out[j] == nullptr ? nullptr : out[j] + i;
-      loops[r](v + i, x + i, to, end - i);
-      i = end;
-    } else {
-      const int stop = i + lanes < n ? i + lanes : n;
-      for (; i + 1 < stop; i += 2) {
-        const int r0 = regime[i], r1 = regime[i + 1];
-        index[r0][count[0][r0]++] = i;
-        index[r1][second + count[1][r1]++] = i + 1;
-      }
-      if (i < stop) index[regime[i]][count[0][regime[i]]++] = i, ++i;
-    }
-  }
-  for (int r = 0; r < regimes; ++r) {
-    const int m0 = count[0][r], m = m0 + count[1][r];
+  for (int r = 0, left = n; left > 0; ++r) {
+    const int m = partition.select(r);
     if (m == 0) continue;
-    int* at = index[r];
-    for (int i = m0; i < m; ++i) at[i] = at[second + i - m0];
-    for (int i = 0; i < m; ++i) s.v[i] = v[at[i]], s.x[i] = x[at[i]];
+    left -= m;
+    if (m == n && direct && n % lanes == 0) {  // all of one regime: in place
+      Outputs<T> to{};
+      for (int j = 0; j <= Order; ++j) to.p[j] = out[j];
+      return loops[r](v, x, to, n);
+    }
+    partition.take(v, x, s.v, s.x);
     for (int i = m; i % lanes != 0; ++i) s.v[i] = s.v[0], s.x[i] = s.x[0];
     loops[r](s.v, s.x, {{s.out[0], s.out[1], s.out[2]}}, (m + lanes - 1) / lanes * lanes);
     for (int j = 0; j <= Order; ++j)
-      if (out[j] != nullptr)
-        for (int i = 0; i < m; ++i) out[j][at[i]] = s.out[j][i];
+      if (out[j] != nullptr) partition.put(s.out[j], out[j]);
   }
 }
 

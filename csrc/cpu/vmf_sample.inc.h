@@ -4,12 +4,9 @@
 // there is no other N x d array. Philox, Box-Muller and the rejection run over lanes of different counter blocks; every
 // sum has 16 fixed partial sums per 1024 elements, added up in double: the same bits at every vector width.
 #include <algorithm>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 #include "cpu/vmf_sample.h"
-#include "math/normal.h"
+#include "math/noise_fill.h"
 #include "math/vmf_sample.h"
 
 namespace fokker::cpu::FK_ISA {
@@ -25,68 +22,10 @@ struct Noise {
   std::uint32_t step;
 };
 
-struct LaneWords {
-  std::uint32_t w0[kLanes], w1[kLanes], w2[kLanes], w3[kLanes];
-};
-
-// A vector of 64-bit lanes and the product of their low halves. gcc has this instruction on x86 but turns the product
-// in math::philox into full 64-bit ones, at three times the cost of a whole draw.
-#if defined(__AVX512F__)
-using Wide = __m512i;
-inline Wide multiply_low(Wide a, std::uint32_t b) { return _mm512_maskz_mul_epu32(0xff, a, _mm512_set1_epi64(b)); }
-#elif defined(__AVX2__)
-using Wide = __m256i;
-inline Wide multiply_low(Wide a, std::uint32_t b) { return _mm256_mul_epu32(a, _mm256_set1_epi64x(b)); }
-#elif defined(__SSE2__)
-using Wide = __m128i;
-inline Wide multiply_low(Wide a, std::uint32_t b) { return _mm_mul_epu32(a, _mm_set1_epi64x(b)); }
-#endif
-
 // The words of block[l] of sample id[l].
-inline LaneWords draw(Noise noise, math::Stream stream, const std::uint64_t* id, const std::uint32_t* block) {
-  LaneWords words;
-#if defined(__SSE2__)
-  // math::philox with a word in each 64-bit lane; what gathers above bit 31 never comes down.
-  typedef std::uint64_t Lanes __attribute__((vector_size(sizeof(Wide))));
-  constexpr int wide = sizeof(Wide) / 8, count = kLanes / wide;
-  Lanes c0[count] = {}, c1[count] = {}, c2[count] = {}, c3[count] = {};
-  for (int v = 0; v < count; ++v)
-    for (int l = 0; l < wide; ++l) {
-      c0[v][l] = block[v * wide + l];
-      c1[v][l] = noise.step | static_cast<std::uint32_t>(stream) << 24;
-      c2[v][l] = id[v * wide + l];
-      c3[v][l] = id[v * wide + l] >> 32;
-    }
-  auto key0 = static_cast<std::uint32_t>(noise.seed), key1 = static_cast<std::uint32_t>(noise.seed >> 32);
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-#pragma GCC unroll 8
-    for (int v = 0; v < count; ++v) {
-      const Lanes p0 = Lanes(multiply_low(Wide(c0[v]), 0xD2511F53u)),
-                  p1 = Lanes(multiply_low(Wide(c2[v]), 0xCD9E8D57u));
-      c0[v] = (p1 >> 32) ^ c1[v] ^ key0;
-      c1[v] = p1;
-      c2[v] = (p0 >> 32) ^ c3[v] ^ key1;
-      c3[v] = p0;
-    }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  for (int v = 0; v < count; ++v)
-    for (int l = 0; l < wide; ++l) {
-      words.w0[v * wide + l] = static_cast<std::uint32_t>(c0[v][l]);
-      words.w1[v * wide + l] = static_cast<std::uint32_t>(c1[v][l]);
-      words.w2[v * wide + l] = static_cast<std::uint32_t>(c2[v][l]);
-      words.w3[v * wide + l] = static_cast<std::uint32_t>(c3[v][l]);
-    }
-#else
-#pragma omp simd
-  for (int l = 0; l < kLanes; ++l) {
-    const auto p = math::noise(noise.seed, noise.step, stream, id[l], block[l]);
-    words.w0[l] = p.w0, words.w1[l] = p.w1, words.w2[l] = p.w2, words.w3[l] = p.w3;
-  }
-#endif
-  return words;
+inline math::LaneWords<kLanes> draw(Noise noise, math::Stream stream, const std::uint64_t* id,
+                                    const std::uint32_t* block) {
+  return math::noise_lanes<kLanes>(noise.seed, noise.step, stream, id, block);
 }
 
 // Tries attempt a for kLanes samples; accepted[l] is 1 or 0.
@@ -98,7 +37,7 @@ inline void attempt_lanes(std::int64_t dim, Noise noise, std::uint32_t a, const 
     k[l] = envelope[l].concentration, b[l] = envelope[l].b, one_minus_b[l] = envelope[l].one_minus_b;
     block[l] = math::vmf_blocks_per_attempt * a;
   }
-  const LaneWords p = draw(noise, math::Stream::vmf_rejection, id, block);
+  const math::LaneWords<kLanes> p = draw(noise, math::Stream::vmf_rejection, id, block);
   if (dim == 3) {
 #pragma omp simd
     for (int l = 0; l < kLanes; ++l) {
@@ -108,7 +47,7 @@ inline void attempt_lanes(std::int64_t dim, Noise noise, std::uint32_t a, const 
     return;
   }
   for (int l = 0; l < kLanes; ++l) ++block[l];
-  const LaneWords t = draw(noise, math::Stream::vmf_rejection, id, block);
+  const math::LaneWords<kLanes> t = draw(noise, math::Stream::vmf_rejection, id, block);
 #pragma omp simd
   for (int l = 0; l < kLanes; ++l) {
     const auto c = math::vmf_attempt(dim, {k[l], b[l], one_minus_b[l]}, {p.w0[l], p.w1[l], p.w2[l], p.w3[l]},
@@ -151,7 +90,7 @@ template <typename T> constexpr int kDraw = kPerBlock<T> * kLanes;
 
 // The normals of block[l] of sample id[l], in order, into z.
 inline void normals(Noise noise, const std::uint64_t* id, const std::uint32_t* block, float* z) {
-  const LaneWords p = draw(noise, math::Stream::vmf_tangent, id, block);
+  const math::LaneWords<kLanes> p = draw(noise, math::Stream::vmf_tangent, id, block);
 #pragma omp simd
   for (int l = 0; l < kLanes; ++l) {
     const auto n = math::normal_block({p.w0[l], p.w1[l], p.w2[l], p.w3[l]});
@@ -159,7 +98,7 @@ inline void normals(Noise noise, const std::uint64_t* id, const std::uint32_t* b
   }
 }
 inline void normals(Noise noise, const std::uint64_t* id, const std::uint32_t* block, double* z) {
-  const LaneWords p = draw(noise, math::Stream::vmf_tangent, id, block);
+  const math::LaneWords<kLanes> p = draw(noise, math::Stream::vmf_tangent, id, block);
 #pragma omp simd
   for (int l = 0; l < kLanes; ++l) {
     const auto n = math::normal_pair(math::Words{p.w0[l], p.w1[l], p.w2[l], p.w3[l]});

@@ -9,6 +9,11 @@
 #include "common/elementwise.h"
 #include "math/bessel_fn.h"
 
+namespace fokker {
+struct KdeSums;
+struct RandomPlan;
+}
+
 namespace fokker::math {
 enum class VmfFn : int;
 }
@@ -61,5 +66,11 @@ template <typename T> void resultant(const T* x, const T* weights, std::int64_t 
 // out (n) = log sum_k exp(logits + bias) over the rows of logits (n, k); with `softmax` the logits become the shares.
 template <typename T>
 void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, cudaStream_t stream);
+
+// Density sums (common/kde_sums.h); for float32 with `highest` the rows that float leaves in doubt are done in double.
+template <typename T> void kde_sums(const KdeSums& s, cudaStream_t stream);
+
+// Random numbers, or sums of normals, into p.out (common/random_plan.h); batch and n positive.
+void random_fill(const RandomPlan& p, cudaStream_t stream);
 
 }  // namespace fokker::cuda

@@ -62,6 +62,12 @@ __device__ __forceinline__ double dot(const T* x, const T* mean, std::int64_t di
   return sum;
 }
 
+template <typename T> __device__ __forceinline__ T log_density(const Elementwise& e, std::int64_t i, std::int64_t dim,
+                                                               double k, double log_c, double sum) {
+  if (k == math::infinity<double>()) return math::vmf_point_mass(row_of<T>(e, 0, i), row_of<T>(e, 1, i), dim);
+  return T(log_c + k * sum);
+}
+
 // A warp computes log C of `group` rows at once, one a lane, then teams of `lanes` take the rows.
 template <typename T> __global__ void __launch_bounds__(kRowThreads)
     vmf_log_prob_teams(const __grid_constant__ Elementwise e, const __grid_constant__ VmfConstants<double> c,
@@ -79,7 +85,7 @@ template <typename T> __global__ void __launch_bounds__(kRowThreads)
     const double row_k = __shfl_sync(kFullWarp, k, slot & (kWarp - 1)),
                  row_c = __shfl_sync(kFullWarp, log_c, slot & (kWarp - 1));
     const double sum = team.sum(dot(row_of<T>(e, 0, i), row_of<T>(e, 1, i), c.dim, team.lane(), lanes));
-    if (valid && team.lane() == 0) out[i] = T(row_c + row_k * sum);
+    if (valid && team.lane() == 0) out[i] = log_density<T>(e, i, c.dim, row_k, row_c, sum);
   }
 }
 template <typename T> __global__ void __launch_bounds__(kRowThreads)
@@ -90,7 +96,7 @@ template <typename T> __global__ void __launch_bounds__(kRowThreads)
   const double sum = block_reduce<kRowThreads>(partial, Sum{}), k = double(*row_of<T>(e, 2, i));
   if (threadIdx.x < kWarp) {
     const double log_c = math::vmf_element<VmfFn::log_normalizer>(c, k);
-    if (threadIdx.x == 0) out[i] = T(log_c + k * sum);
+    if (threadIdx.x == 0) out[i] = log_density<T>(e, i, c.dim, k, log_c, sum);
   }
 }
 

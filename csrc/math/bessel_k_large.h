@@ -9,6 +9,7 @@
 #include "math/bessel_fn.h"
 #include "math/bessel_k_coefficients.h"
 #include "math/bessel_k_recurrence.h"
+#include "math/bessel_log.h"
 
 namespace fokker::math {
 
@@ -48,7 +49,12 @@ FK_HD FK_INLINE void k_large(T v, T x, T* out) {
   const T a = (v + T(0.5)) * w, eta = s.excess / k;
   const T tau = s.before / k;  // K_{v-1} / K_v for n > 0
   const T ratio = first ? T(1) + (a + eta) : mad(v, c, tau);
-  if constexpr (Order == 0) {
+  if constexpr (Order == 0 && F == Fn::kv_ratio && sizeof(T) == 4) {
+    const T t = v + T(0.5), a_lo = (residual(t, a, x) + (v - (t - T(0.5)))) * w;
+    const auto sum = two_sum(T(1), a);
+    out[0] = first ? sum.hi + (eta + (a_lo + sum.lo)) : ratio;
+    return;
+  } else if constexpr (Order == 0) {
     // log(k^2 pi / (2 x)) / 2 - x, the last sum the only large one
     const T square = k * k, q = square * factor.hi;
     const auto p = log_parts(q);

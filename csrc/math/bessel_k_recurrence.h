@@ -11,7 +11,7 @@ namespace fokker::math {
 // smaller error. Both hold around the border, so that nothing but the last digit depends on it.
 template <typename T> FK_HD FK_INLINE bool k_uses_series(T v, T x) {
   if constexpr (sizeof(T) == 8) return x <= T(1);
-  else return x <= (v > T(0.5) ? T(0.35) : T(0.16));
+  else return x <= ((v > T(0.3)) & (v < T(0.58)) ? T(0.16) : T(0.28));
 }
 
 namespace detail {

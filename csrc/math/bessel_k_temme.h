@@ -11,6 +11,7 @@
 #include "math/bessel_fn.h"
 #include "math/bessel_k_coefficients.h"
 #include "math/bessel_k_recurrence.h"
+#include "math/bessel_log.h"
 
 namespace fokker::math {
 namespace detail {
@@ -73,7 +74,12 @@ template <typename T> FK_HD FK_INLINE TemmeStart<T> temme_start(T mu, T y, Doubl
   const Jet<T> c = {mad(T(0.5), m.exp, T(0.5)), -l * m.exp, T(2) * l * l * m.exp};
   const Jet<T> difference = a * ge - c * go;
   const T small = mad(a.f, ge_rest.f, -mad(c.f, euler, c.f * (go_rest.f + euler_lo)));
-  const auto inner = two_sum(a_pair.hi, a_pair.lo + small);
+  auto inner = two_sum(a_pair.hi, a_pair.lo + small);
+  if constexpr (sizeof(T) == 4) {  // the constant half of C Go apart: the rest is small, and so are its roundings
+    const T half_e = T(0.5) * m.exp, apart = mad(a.f, ge_rest.f, -mad(half_e, go.f, T(0.5) * (go_rest.f + euler_lo)));
+    const auto head = two_sum(a_pair.hi, T(-0.5) * euler);
+    inner = two_sum(head.hi, apart + (head.lo + a_pair.lo));
+  }
   const Jet<T> k0 = sine * Jet<T>{inner.hi, difference.d1, difference.d2};
   const T k0_lo = mad(inner.hi, sine_rest.f - (sine.f - T(1)), mad(inner.lo, sine.f, two_prod(inner.hi, sine.f).lo));
 
@@ -118,38 +124,46 @@ FK_HD FK_INLINE void k_temme(T v, T x, T* out) {
   // rho = x K_{v+1} / (2 K_v) = v + tau, tau = x K_{v-1} / (2 K_v)
   const T tail = y * s.before / k, rho0 = s.k / k;
   const T rho = first ? rho0 : v + tail, tau = first ? rho0 - v : tail;
-  if constexpr (Order == 0) {
+  if constexpr (Order == 0 && F == Fn::kv_ratio) {
+    // Next to order 0 K_v is a difference: there the quotients keep what its first word lost.
+    T low = T(0);
+    if constexpr (sizeof(T) == 4)
+      low = first ? (residual(s.k, rho0, k) + mad(-rho0, start.k0_lo, start.k1_lo)) / k : T(0);
+    const T twice = rho + rho, ratio = twice / x;
+    const bool fine = sizeof(T) == 4 && ratio < infinity<T>();
+    out[0] = fine ? ratio + (residual(twice, ratio, x) + (low + low)) / x : ratio;
+    return;
+  } else if constexpr (Order == 0) {
     // v log(2 / x) + log k_n, in two words up to the last sum
     const auto p = log_parts(k);
     const auto power = two_prod(v, l.hi), sum = two_sum(power.hi, p.k * Format<T>::ln2_hi);
     T low = mad(v, l.lo, power.lo) + mad(p.k, Format<T>::ln2_lo, sum.lo);
     if constexpr (precise) low += (first ? s.before_lo : s.k_lo) / k;
     const T rest = log_sum<false>(T(0), p.f, T(0)) + low;
-    out[0] = F == Fn::kv_ratio ? (rho + rho) / x : sum.hi + (F == Fn::log_kve ? rest + x : rest);
+    out[0] = sum.hi + (F == Fn::log_kve ? rest + x : rest);
     return;
   }
-  const T r = T(1) / x, slope = (first ? s.before_d1 : s.d1) / k, inverse_square = T(1) / (k * k);
+  const T slope = (first ? s.before_d1 : s.d1) / k, inverse_square = T(1) / (k * k);
   const T one_less = y * s.casoratian * inverse_square;  // 1 - d rho / dv for n > 0
   const T rho_v = first ? s.casoratian * inverse_square : T(1) - one_less;
   const T ratio_xx = mad(rho + rho, tau + tau - T(1), T(-4) * y);  // x^2 d(K_{v+1} / K_v)/dx
-  const T ratio = (rho + rho) / x, ratio_v = (rho_v + rho_v) / x, ratio_x = ratio_xx / x / x;
+  // Powers of x divide last: 1 / x is infinite for subnormal x, and what it multiplies may be zero or cancel.
   if constexpr (Order == 1 && F == Fn::kv_ratio) {
-    out[0] = ratio_v, out[1] = ratio_x;
+    out[0] = (rho_v + rho_v) / x, out[1] = ratio_xx / x / x;
   } else if constexpr (Order == 1) {
     const T slope_x = (v - (rho + rho)) / x;
     out[0] = first ? start.slope : l.hi + slope;
     out[1] = F == Fn::log_kve ? slope_x + T(1) : slope_x;
   } else if constexpr (F == Fn::kv_ratio) {
-    const T curve = mad(T(2) * slope, s.casoratian, -s.casoratian_d1) * y * inverse_square;
-    const T curve0 = mad(T(-2) * slope, s.casoratian, s.casoratian_d1) * inverse_square;
-    const T factor = (T(4) * rho - (v + v + T(1))) * r;
-    out[0] = T(2) * (first ? curve0 : curve) * r;
-    out[1] = mad(factor, ratio_v, T(-2) * ratio * r);
-    out[2] = mad(factor, ratio_x, (v + v + T(1)) * ratio * r * r);
+    const T curve = mad(T(2) * slope, s.casoratian, -s.casoratian_d1) * inverse_square;
+    const T order = v + v + T(1), factor = T(4) * rho - order;
+    out[0] = first ? T(-2) * curve / x : half * curve;
+    out[1] = mad(factor, rho_v + rho_v, T(-4) * rho) / x / x;
+    out[2] = mad(factor, ratio_xx, order * (rho + rho)) / x / x / x;
   } else {
     out[0] = (first ? s.before_w : s.w) * inverse_square;
-    out[1] = (first ? start.mixed : one_less + one_less - T(1)) * r;
-    out[2] = -(v + ratio_xx) * r * r;
+    out[1] = (first ? start.mixed : one_less + one_less - T(1)) / x;
+    out[2] = -(v + ratio_xx) / x / x;
   }
 }
 

@@ -24,8 +24,9 @@ template <typename T> struct SeriesSums {
 // The float sums would overflow: both recurrences are multiplied by `scale`, which all quotients are free of.
 template <typename T> FK_HD constexpr T series_scale() { return sizeof(T) == 8 ? T(1) : T(0.0625); }
 
-// In single precision the last step, whose roundings weigh most, keeps its low parts.
-template <typename T> inline constexpr int kSeriesLowSteps = sizeof(T) == 8 ? 0 : 1;
+// In single precision the last step, whose roundings weigh most, keeps its low parts; without fma there are more of
+// them.
+template <typename T> inline constexpr int kSeriesLowSteps = sizeof(T) == 8 ? 0 : (FK_HAS_FMA ? 1 : 3);
 
 template <int N, typename T> FK_HD FK_INLINE SeriesSums<T> iv_series_sums(T v, DoubleWord<T> square) {
   constexpr T scale = series_scale<T>();
@@ -124,13 +125,20 @@ template <typename T> FK_HD FK_INLINE DoubleWord<T> log_power_over_gamma(T v, T 
   const T z = v + T(kGammaShift<T> + 1), iz = T(1) / z;
   auto q = ratio_log(x1, small ? T(2) : T(2) * z);
   q.k += kx;
-  const T by_v = v * (q.value() - log_gamma1p_over_v(v));
+  DoubleWord<T> by_v;
+  if constexpr (sizeof(T) == 8) {
+    by_v = {v * (q.value() - log_gamma1p_over_v(v)), T(0)};
+  } else {
+    const auto s = two_sum(q.k * C::ln2_hi, T(2) * q.s.hi), t = two_sum(s.hi, -log_gamma1p_over_v(v));
+    const auto p = two_prod(v, t.hi);
+    by_v = {p.hi, mad(v, (s.lo + t.lo) + mad(q.k, C::ln2_lo, mad(T(2), q.s.lo, q.tail())), p.lo)};
+  }
   const auto a = two_prod(v, q.k * C::ln2_hi), b = two_prod(v, T(2) * q.s.hi);
   const auto g = log_product_over_power(v, z, iz);
   const auto s1 = two_sum(a.hi, z), s2 = two_sum(s1.hi, g.hi - C::half_log_2pi_hi), s3 = two_sum(s2.hi, b.hi);
   const T rest = v * mad(q.k, C::ln2_lo, mad(T(2), q.s.lo, q.tail())) + (g.lo - stirling(iz) - C::half_log_2pi_lo);
   const T lo = (s1.lo + s2.lo + s3.lo) + ((a.lo + b.lo) + rest);
-  return {small ? by_v : s3.hi, small ? T(0) : lo};
+  return {small ? by_v.hi : s3.hi, small ? by_v.lo : lo};
 }
 
 // log(a / b), a >= b, excess = a - b, as hi + lo with hi an exact multiple of ln2_hi; relatively accurate near a = b.
@@ -140,8 +148,9 @@ FK_HD FK_INLINE DoubleWord<T> log_quotient(DoubleWord<T> a, DoubleWord<T> b, Dou
   const auto p = ratio_scale(a.hi, b.hi);
   const T m = a.hi * p.inverse, lo = sizeof(T) == 8 ? T(0) : mad(a.lo, p.inverse, -b.lo);
   const T num = p.k == T(0) ? excess.hi + excess.lo : (m - b.hi) + lo;
-  const RatioLog<T> q = {p.k, {num / (m + b.hi), T(0)}};
-  return {q.k * C::ln2_hi, mad(q.k, C::ln2_lo, mad(T(2), q.s.hi, q.tail()))};
+  // s^2 and s^3 by themselves would be subnormal, and slow, at small x.
+  const T s = num / (m + b.hi), t = max(abs(s), T(1e-15)), z = t * t;
+  return {p.k * C::ln2_hi, mad(p.k, C::ln2_lo, mad(s * atanh_tail(z), z, s + s))};
 }
 
 // log(x/2) - psi(z) for z >= 9; x = x1 2^kx.                                               DLMF 5.11.2

@@ -25,6 +25,7 @@ enum class Stream : uint32_t {
   training_noise = 9,
   vmf_rejection = 10,
   vmf_tangent = 11,
+  brownian = 224,
 };
 
 struct Words {

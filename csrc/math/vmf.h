@@ -102,6 +102,18 @@ template <VmfFn F, typename T> FK_HD FK_INLINE T vmf_edges(T k, T value) {
 }
 
 }  // namespace detail
+
+// The log density at k = inf: inf where every coordinate is within four roundings of the mean's, else -inf. (Four: the
+// direction of a single point is that point divided by its length.)
+template <typename T> FK_HD FK_INLINE T vmf_point_mass(const T* x, const T* mean, std::int64_t dim) {
+  T furthest = T(0);
+  for (std::int64_t j = 0; j < dim; ++j) {
+    const T gap = abs(x[j] - mean[j]);
+    furthest = gap <= furthest ? furthest : gap;  // nan too
+    if (furthest != furthest) return furthest;
+  }
+  return furthest <= T(4) * std::numeric_limits<T>::epsilon() ? infinity<T>() : -infinity<T>();
+}
 }  // namespace fokker::math
 
 #include "math/vmf_inverse.h"

@@ -16,6 +16,7 @@ from ._op import Op, _dispatch_depth, _forward_ad, _functorch_level, _grad_enabl
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOATS = frozenset(FLOATS)
 _empty_like = torch.empty_like
+_is_alias = torch._C._is_alias_of
 _scalars: dict[tuple[float, torch.dtype], Tensor] = {}
 
 
@@ -37,6 +38,13 @@ def empty_result(a: Tensor, b: Tensor | None = None, names: tuple[str, str] = ("
     if a.is_contiguous():
         return torch.empty_like(a)
     return torch.empty(a.shape, dtype=a.dtype, device=a.device)
+
+
+def check_dense(function: str, name: str, t: Tensor) -> None:
+    """A TypeError for a sparse, opaque or nested tensor, which no kernel can read."""
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"layout {t.layout}"
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
 
 
 def reduce_to(grad: Tensor, like: Tensor) -> Tensor:
@@ -76,8 +84,7 @@ def promote(op: str, names: tuple[str, ...], values: tuple[Any, ...], default: t
         if isinstance(value, Tensor):
             if value.is_complex():
                 raise TypeError(f"{op}: {name} must be real, got dtype {value.dtype}")
-            if value.layout is not torch.strided:
-                raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {value.layout}")
+            check_dense(op, name, value)
         elif not isinstance(value, numbers.Real):
             kind = type(value).__name__
             raise TypeError(f"{op}: {name} must be a tensor, a NumPy array or a real number, got {kind}")
@@ -143,8 +150,11 @@ def _call_numpy(op: Op, names: tuple[str, ...], values: tuple[Any, ...], extra: 
 
 
 def _into(op: Op, out: Tensor, tensors: tuple[Tensor, ...], extra: tuple[Any, ...]) -> Tensor:
+    check_dense(op.name, "out", out)
     first = tensors[0]
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+    shape = first.shape
+    if any(t.shape != shape for t in tensors):
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     if out.shape != shape or out.dtype != first.dtype or out.device != first.device:
         raise ValueError(
             f"{op.name}: out must have shape {tuple(shape)}, dtype {first.dtype} and device {first.device}, "
@@ -170,6 +180,21 @@ def call(op: Op, names: tuple[str, ...], values: tuple[Any, ...], extra: tuple[A
     return _into(op, out, tensors, extra)
 
 
+def _fits(out: Any, a: Tensor, b: Tensor) -> bool:
+    """Whether a kernel may write into ``out`` as it is: memory of its own, and what the result would be."""
+    return (
+        type(out) is Tensor
+        and out.dtype is b.dtype
+        and out.device == b.device
+        and (a.shape == out.shape or (not a.dim() and b.shape == out.shape))
+        and (b.shape == out.shape or not b.dim())
+        and out.is_contiguous()
+        and not _is_alias(out, a)
+        and not _is_alias(out, b)
+        and not ((out.requires_grad or a.requires_grad or b.requires_grad) and _grad_enabled())
+    )
+
+
 def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make the public function ``f(a, b, *, out=None)`` of a two-tensor op; the decorated one gives name and docstring.
 
@@ -186,8 +211,7 @@ def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]
             if type(a) is float and type(b) is Tensor and not _is_compiling() and b.is_cpu:
                 a = _scalars.get((a, b.dtype), a)
             if (
-                out is None
-                and type(a) is Tensor
+                type(a) is Tensor
                 and type(b) is Tensor
                 and not _is_compiling()
                 and ((a.is_cpu and b.is_cpu) or (a.is_cuda and a.device == b.device))
@@ -199,11 +223,16 @@ def elementwise2(op: Op, names: tuple[str, str]) -> Callable[[Callable[..., Any]
                 and not a.is_neg()
                 and not b.is_neg()
             ):
-                if (b.requires_grad or a.requires_grad) and _grad_enabled():
-                    return op(a, b) if op.prefers_reference else apply(a, b)
                 try:
-                    return by_device[a.is_cuda](a, b)
-                except (TypeError, ValueError):
+                    kernel = by_device[a.is_cuda]
+                    if out is not None:
+                        if _fits(out, a, b) and getattr(kernel, "writes_out", False):
+                            return kernel(a, b, out=out)
+                        return call(op, names, (a, b), (), out)
+                    if (b.requires_grad or a.requires_grad) and _grad_enabled():
+                        return op(a, b) if op.prefers_reference else apply(a, b)
+                    return kernel(a, b)
+                except (TypeError, ValueError, RuntimeError):
                     pass  # `call` looks closer, and names what is wrong
             return call(op, names, (a, b), (), out)
 

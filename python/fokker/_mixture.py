@@ -130,12 +130,46 @@ def _backward_reference(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -
     )
 
 
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
+def _second_backward(
+    needs: Any, saved: Any, extra: Any, grad_x: Tensor, grad_w: Tensor, grad_b: Tensor
+) -> tuple[Tensor, ...]:
+    # The three results are the derivatives of L = sum_ik g_i P_ik s_ik with s = grad_x W^T + x grad_w^T + grad_b held.
+    x, weight, bias, g, grad_x, grad_w, grad_b = _wide(*saved, grad_x, grad_w, grad_b)
+    shares = affine_softmax(x, weight, bias)[1]
+    s = grad_x @ weight.t() + x @ grad_w.t() + grad_b
+    mean = (shares * s).sum(1, keepdim=True)
+    scaled = shares * g[:, None]
+    logits = scaled * (s - mean)
+    to_x = logits @ weight + scaled @ grad_w
+    to_w = logits.t() @ x + scaled.t() @ grad_x
+    return tuple(a.to(b.dtype) for a, b in zip((to_x, to_w, logits.sum(0), mean[:, 0]), saved, strict=True))
+
+
+def _moments_backward(
+    needs: Any, saved: Any, extra: Any, grad: Tensor, grad_mass: Tensor, grad_first: Tensor
+) -> tuple[Tensor, ...]:
+    x, weight, bias, scale, grad = _wide(*saved, grad)
+    grad_mass, grad_first = grad_mass.to(x.dtype), grad_first.to(x.dtype)
+    shares = affine_softmax(x, weight, bias)[1]
+    s = x @ grad_first.t() + grad_mass
+    mean = (shares * s).sum(1, keepdim=True)
+    scaled = shares * scale[:, None]
+    logits = shares * grad[:, None] + scaled * (s - mean)
+    to_x = logits @ weight + scaled @ grad_first
+    return tuple(a.to(b.dtype) for a, b in zip((to_x, logits.t() @ x, logits.sum(0), mean[:, 0]), saved, strict=True))
+
+
 _backward_op = Op(
     "affine_logsumexp_backward(Tensor x, Tensor weight, Tensor bias, Tensor grad) -> (Tensor, Tensor, Tensor)",
     tensors=4,
     reference=_backward_reference,
     fake=lambda x, weight, bias, grad: (torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)),
     kernels=native_kernels(_backward_kernel),
+    backward=_second_backward,
 )
 
 
@@ -180,4 +214,5 @@ affine_moments = Op(
         weight.new_empty(weight.shape, dtype=torch.float64),
     ),
     kernels=native_kernels(_moments_kernel),
+    backward=_moments_backward,
 )

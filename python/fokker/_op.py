@@ -61,7 +61,10 @@ class Op:
             are wanted, ``saved`` are the leading tensors (with ``saves_results`` then the results), ``extra`` the other
             arguments.
             It must be made of ops that are differentiable themselves, where a second derivative exists.
+            Without one, a wanted gradient is torch's own through the reference under 'auto' and 'reference', and a
+            `BackendError` under a forced backend, which never falls back.
         elementwise: the tensors broadcast; ``vmap`` then reaches the kernels as one more dimension.
+        partial_grads: ``grads`` are None for results that nobody used, instead of zeros.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Op:
         backward: Callable[..., Sequence[Tensor | None]] | None = None,
         elementwise: bool = False,
         saves_results: bool = False,
+        partial_grads: bool = False,
     ) -> None:
         self.name = schema.split("(", 1)[0]
         self.reference = reference
@@ -83,13 +87,14 @@ class Op:
         self.backward = backward
         self.elementwise = elementwise
         self.saves_results = saves_results
+        self.partial_grads = partial_grads
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(self.name, self._run, "CPU")
         _library.impl(self.name, self._run, "CUDA")
         qualified = f"{NAMESPACE}::{self.name}"
         torch.library.register_fake(qualified, fake, lib=_library)
         torch.library.register_vmap(qualified, self._vmap, lib=_library)
-        if backward is not None:
+        if backward is not None or "!" not in schema:  # torch takes none for an op that writes to its arguments
             torch.library.register_autograd(qualified, self._torch_backward, setup_context=self._setup, lib=_library)
         self.torch_op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         self._by_device: dict[bool, Kernel] = {}
@@ -101,7 +106,9 @@ class Op:
     # -- choosing a kernel ----------------------------------------------------------------------------------------
     def _refresh(self) -> None:
         # Where a gradient is wanted: the reference has torch's own.
-        self.prefers_reference = self.backward is None or _backend.current == "reference"
+        self.prefers_reference = _backend.current == "reference" or (
+            self.backward is None and _backend.current == "auto"
+        )
         for is_cuda, device in ((False, "cpu"), (True, "cuda")):
             try:
                 self._by_device[is_cuda] = self._pick(device)
@@ -141,6 +148,12 @@ class Op:
             out = torch.vmap(self.reference, in_dims=tuple(in_dims), randomness=info.randomness)(*args)
         return out, (0,) * len(out) if isinstance(out, tuple) else 0
 
+    def _no_gradient(self) -> _backend.BackendError:
+        return _backend.BackendError(
+            f"{self.name} has no gradient on backend {_backend.current!r}: detach its arguments, or take the gradient "
+            "of the reference with fokker.use_backend('reference')"
+        )
+
     # -- autograd -------------------------------------------------------------------------------------------------
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         results: tuple[Tensor, ...] = ()
@@ -148,9 +161,12 @@ class Op:
             results = output if isinstance(output, tuple) else (output,)
         ctx.save_for_backward(*inputs[: self.tensors], *results)
         ctx.extra = inputs[self.tensors :]
+        if self.partial_grads:
+            ctx.set_materialize_grads(False)
 
     def _torch_backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        assert self.backward is not None
+        if self.backward is None:
+            raise self._no_gradient()
         needs = ctx.needs_input_grad[: self.tensors]
         return (*self.backward(needs, ctx.saved_tensors, ctx.extra, *grads), *(None for _ in ctx.extra))
 
@@ -196,7 +212,8 @@ class Op:
         if needs_grad and _grad_enabled():
             if self.prefers_reference:
                 return self.reference(*args)
-            assert self.function is not None
+            if self.function is None:
+                raise self._no_gradient()
             return self.function.apply(*args)
         return self._by_device[args[0].is_cuda](*args)
 
@@ -214,4 +231,6 @@ class Op:
 
     def _compiled(self, *args: Any) -> Any:
         # Dynamo traces this; a jvp through the registered op would come out as zero, so it takes the reference.
-        return self.reference(*args) if _forward_ad._current_level >= 0 else self.torch_op(*args)
+        if _forward_ad._current_level >= 0 or (self.backward is None and self.prefers_reference):
+            return self.reference(*args)
+        return self.torch_op(*args)

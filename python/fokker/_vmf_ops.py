@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _native
 from ._elementwise import empty_result, reduce_to
 from ._op import Kernel, Op, native_kernels
 from .reference import vmf as reference
@@ -65,6 +66,8 @@ _DERIVATIVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 def _scalar_op(name: str) -> Op:
     def backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> tuple[Tensor]:
+        if name not in _DERIVATIVES:
+            raise NotImplementedError("the third derivative of the mean resultant length is not available")
         argument, result = saved[0], saved[-1]  # the inverses save their result, the others have no use for it
         return (grad * _DERIVATIVES[name](argument, result, *extra),)
 
@@ -74,13 +77,13 @@ def _scalar_op(name: str) -> Op:
         reference=lambda k, dim: reference.scalar(name, dim, k),
         fake=lambda k, dim: empty_result(k),
         kernels={**native_kernels(_scalar_kernel(FUNCTIONS.index(name))), "triton": _triton(name)},
-        backward=backward if name in _DERIVATIVES else None,
+        backward=backward,
         saves_results=name.startswith("concentration"),
         elementwise=True,
     )
 
 
-scalar = {name: _scalar_op(name) for name in FUNCTIONS}
+scalar: dict[str, Op] = {name: _scalar_op(name) for name in FUNCTIONS}
 
 
 # ---- Bregman divergence of -log C: what KL(vMF || vMF) is beside the angle between the means ------------------------
@@ -103,7 +106,7 @@ def _bregman_grad_kernel(module: Any) -> Kernel:
 
 
 def _bregman_grad_backward(needs: Any, saved: Any, extra: Any, gp: Tensor, gq: Tensor) -> tuple[Tensor | None, ...]:
-    p, q, dim = *saved, *extra
+    (p, q), (dim,) = saved, extra
     slope = scalar["resultant_derivative"]
     # dp = A'(p) (p - q), dq = A(q) - A(p)
     to_p = gp * (scalar["resultant_second"](p, dim) * (p - q) + slope(p, dim)) - gq * slope(p, dim)
@@ -152,6 +155,9 @@ def _log_prob_kernel(module: Any) -> Kernel:
             x, mean, k = x.float(), mean.float(), k.float()
         out = _log_prob_shape(x, mean, k)
         module.vmf_log_prob(adjacent(x), adjacent(mean), k, out)
+        # The CUDA kernels know point masses; a look at every k is cheap only where nobody waits for a GPU.
+        if module is _native.cpu and bool((k == torch.inf).any()):
+            out = torch.where(k == torch.inf, reference.point_mass(x, mean), out)
         return out.to(dtype)
 
     return run
@@ -200,17 +206,30 @@ def _resultant_reference(x: Tensor, weights: Tensor | None) -> Tensor:
     wide = x.double()
     w = torch.ones_like(wide[:, 0]) if weights is None else weights.double()
     off = (wide.square().sum(1) - 1).abs()
-    off = off.amax() if len(x) else off.sum()
+    off = (off.amax() if len(x) else off.sum()).detach()
     return torch.cat([w @ wide, torch.stack([w.sum(), off])])
 
 
-#: sum_i w_i x_i, then sum_i w_i, then max_i | |x_i|^2 - 1 |, in float64
+def _resultant_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weights = saved
+    to_sum, to_mass = grad[: x.shape[1]], grad[x.shape[1]]
+    to_x = to_w = None
+    if needs[0]:
+        to_x = to_sum.expand(x.shape) if weights is None else weights.double()[:, None] * to_sum
+        to_x = to_x.to(x.dtype)
+    if needs[1]:
+        to_w = (x.double() @ to_sum + to_mass).to(weights.dtype)
+    return to_x, to_w
+
+
+#: sum_i w_i x_i, then sum_i w_i, then max_i | |x_i|^2 - 1 | (a check, without a gradient), in float64
 resultant = Op(
     "vmf_resultant(Tensor x, Tensor? weights) -> Tensor",
     tensors=2,
     reference=_resultant_reference,
     fake=lambda x, weights: x.new_empty(x.shape[1] + 2, dtype=torch.float64),
     kernels=native_kernels(_resultant_kernel),
+    backward=_resultant_backward,
 )
 
 

@@ -108,12 +108,17 @@ def _grad_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) ->
     return total((vv, vx), v) if needs[0] else None, total((vx, xx), x) if needs[1] else None
 
 
+def _hess_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError(f"the third derivatives of {FUNCTIONS[extra[0]]} are not available")
+
+
 _hess = Op(
     "bessel_hess(Tensor v, Tensor x, int function) -> (Tensor, Tensor, Tensor)",
     tensors=2,
     reference=_hess_reference,
     fake=lambda v, x, function: _outputs(v, x, (True, True, True)),
     kernels={**native_kernels(_hess_kernel), "triton": _triton("bessel_hess")},
+    backward=_hess_backward,
     elementwise=True,
 )
 _grad = Op(

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _vmf_ops, bessel, vmf
+from . import _vmf_ops, bessel, kde, pairwise, random, vmf
 from ._backend import use_backend
+from .reference import kde as reference_kde
 
 Arguments = tuple[Any, ...]
-TRUTH = Path(__file__).parent / "truth"
+_HERE = Path(__file__).parent
+# installed beside the package; an editable install finds the source tree's
+TRUTH = _HERE / "truth" if (_HERE / "truth").exists() else _HERE.parents[1] / "tests" / "truth"
 # One rounding of a float32 result to the half-precision output.
 HALF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -138,7 +141,7 @@ def bessel_points(size: int, dtype: torch.dtype, generator: torch.Generator) -> 
     return v.to(dtype), x.to(dtype)
 
 
-def _log_bound(v: Tensor, x: Tensor) -> Tensor:
+def _single_bound(v: Tensor, x: Tensor) -> Tensor:
     return 2e-7 + 2e-11 * v.double()
 
 
@@ -151,7 +154,7 @@ for _name in bessel.FUNCTIONS:
             make=bessel_points,
             tolerance={
                 torch.float64: 4e-15,
-                torch.float32: _log_bound if _name.startswith("log_") else 4e-7,
+                torch.float32: _single_bound,
                 **{k: 2 * v for k, v in HALF.items()},
             },
             metric="mixed" if _is_log else "relative",
@@ -378,4 +381,178 @@ add(
         backends=("reference", "cpu", "cuda", "emu"),
         flops=4.0,
     )
+)
+
+
+# ---- fokker.random -------------------------------------------------------------------------------------------------
+_EXACT = 1e-30  # the same bits
+#: metric, float64 and float32 bounds; a half may be rounded the other way, once
+_RANDOM = {
+    "bits": ("mixed", _EXACT, None),
+    "uniform": ("mixed", _EXACT, _EXACT),
+    "normal": ("mixed", 5e-15, 1e-6),
+    "gumbel": ("mixed", 2e-15, 1e-6),
+    "exponential": ("relative", 2e-15, 4e-7),
+    "rademacher": ("mixed", _EXACT, _EXACT),
+}
+
+
+def _random_ids(size: int, dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+    return torch.randperm(max(1, size // 64), generator=generator) + 2**33, dtype
+
+
+def _random_case(name: str) -> Callable[[Tensor, torch.dtype], Tensor]:
+    def call(ids: Tensor, dtype: torch.dtype) -> Tensor:
+        place = {"seed": 20260101, "step": 3, "stream": 9, "sample_ids": ids, "device": ids.device}
+        if name == "bits":
+            return random.bits(len(ids), 64, **place).to(dtype)
+        return getattr(random, name)(len(ids), 64, dtype=dtype, **place)
+
+    return call
+
+
+for _name, (_metric, _wide, _single) in _RANDOM.items():
+    _tolerance = {torch.float64: _wide}
+    if _single is not None:
+        _halves = {k: _EXACT if _single == _EXACT else 2 * v for k, v in HALF.items()}
+        _tolerance |= {torch.float32: _single, **_halves}
+    add(
+        Case(
+            name=f"random_{_name}",
+            call=_random_case(_name),
+            make=_random_ids,
+            tolerance=_tolerance,
+            metric=_metric,
+            same_dtype=True,
+            elementwise=False,
+            flops=60.0 if _name == "normal" else 30.0,
+        )
+    )
+
+
+def _increments(ids: Tensor, dtype: torch.dtype) -> Tensor:
+    t = ((ids - ids.min()).double() + 0.5) / (len(ids) + 1)
+    return random.brownian(
+        len(ids), 64, t, 1.0, seed=20260101, stream=3, sample_ids=ids, dtype=dtype, device=ids.device
+    )
+
+
+add(
+    Case(
+        name="random_brownian",
+        call=_increments,
+        make=_random_ids,
+        tolerance={torch.float64: 1e-14, torch.float32: 2e-6, **{k: 2 * v for k, v in HALF.items()}},
+        same_dtype=True,
+        elementwise=False,
+        flops=2400.0,
+    )
+)
+
+
+# ---- fokker.kde ----------------------------------------------------------------------------------------------------
+def _cloud(dim: int) -> Callable[[int, torch.dtype, torch.Generator], Arguments]:
+    def make(size: int, dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        x = 3 + torch.randn(size, dim, generator=generator, dtype=torch.float64)
+        y = 3 + torch.randn(max(2, min(size, 500)), dim, generator=generator, dtype=torch.float64)
+        return x.to(dtype), y.to(dtype), torch.tensor(0.8 * dim**0.5, dtype=torch.float64)
+
+    return make
+
+
+def _gentle_cloud(g: torch.Generator, h: float = 1.3) -> Arguments:
+    x, y = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (4, 5))
+    return x, y, torch.tensor(h, dtype=torch.float64)
+
+
+def _kde_case(name: str, call: Callable[..., Tensor], dim: int, kernel: str, **settings: Any) -> None:
+    order = 1 if kernel in ("laplace", "exponential", "epanechnikov", "linear") else 2
+    add(
+        Case(
+            name=name,
+            call=call,
+            make=_cloud(dim),
+            # float32 at "highest": 4e-7 |log p| + 2e-6 nats; in half precision its rounding besides
+            tolerance={torch.float64: 1e-12, torch.float32: 2.4e-6, **{k: 2 * v for k, v in HALF.items()}},
+            gentle=functools.partial(_gentle_cloud, h=6.0 if kernel in ("epanechnikov", "linear") else 1.3),
+            gradients=(0, 1, 2),
+            elementwise=False,
+            backends=("reference", "cpu", "cuda", "emu"),
+            **{"order": order, "flops": 500 * (2.0 * dim + 20.0), **settings},
+        )
+    )
+
+
+def _log_density(kernel: str) -> Callable[..., Tensor]:
+    return lambda x, y, h: kde.log_prob(x, y, h, kernel=kernel, nu=3.0)
+
+
+for _dim in (2, 16, 64):
+    _kde_case(f"kde_log_prob_{_dim}d", _log_density("gaussian"), _dim, "gaussian")
+for _kernel in reference_kde.KERNELS[1:]:
+    if _kernel not in ("tophat", "cosine"):  # whose gradients are zero, or whose values all but follow epanechnikov's
+        _kde_case(f"kde_{_kernel}", _log_density(_kernel), 3, _kernel)
+_kde_case("kde_score", lambda x, y, h: kde.score(x, y, h), 16, "gaussian", metric="scaled")
+_kde_case("kde_posterior_mean", lambda x, y, h: kde.posterior_mean(x, y, h), 16, "gaussian", metric="scaled")
+_kde_case("kde_effective_sample_size", lambda x, y, h: kde.effective_sample_size(x, y, h), 16, "gaussian")
+_kde_case(
+    "kde_kernel_sum",
+    lambda x, y, h: kde.kernel_sum(x, y, y[:, :2], h, kernel="matern52"),
+    3,
+    "matern52",
+    metric="scaled",
+)
+
+
+# ---- fokker.pairwise -----------------------------------------------------------------------------------------------
+def _pair_of_clouds(dim: int) -> Callable[[int, torch.dtype, torch.Generator], Arguments]:
+    def make(size: int, dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        # many small clouds: a result each
+        x = torch.randn(size, 6, dim, generator=generator, dtype=torch.float64)
+        y = 0.5 + torch.randn(size, 7, dim, generator=generator, dtype=torch.float64)
+        return x.to(dtype), y.to(dtype)
+
+    return make
+
+
+def _pairwise_case(
+    name: str, call: Callable[..., Tensor], dim: int, gradients: tuple[int, ...] = (0, 1), **s: Any
+) -> None:
+    make = _pair_of_clouds(dim)
+    add(
+        Case(
+            name=name,
+            call=call,
+            make=make,
+            # sums of terms of order one; in half precision the rounding of the result
+            tolerance={torch.float64: 1e-13, torch.float32: 2e-6, **{k: 2 * v for k, v in HALF.items()}},
+            gentle=lambda g: make(2, torch.float64, g),
+            gradients=gradients,
+            elementwise=False,
+            backends=("reference", "cpu", "cuda", "emu"),
+            **{"flops": 3 * 42 * (3.0 * dim + 20.0), **s},
+        )
+    )
+
+
+def _in_step(x: Tensor, y: Tensor) -> Tensor:
+    return pairwise.distance_covariance(x, y[..., :6, :2], squared=True)
+
+
+_pairwise_case("pairwise_mmd2", lambda x, y: pairwise.mmd2(x, y, bandwidth=[2.0, 1.0], estimator="unbiased"), 3)
+_pairwise_case("pairwise_energy_distance", lambda x, y: pairwise.energy_distance(x, y), 3)
+_pairwise_case("pairwise_energy_distance_1d", lambda x, y: pairwise.energy_distance(x, y), 1, order=1)
+_pairwise_case("pairwise_distance_covariance", _in_step, 3)
+_pairwise_case("pairwise_crps", lambda x, y: pairwise.crps(x[..., 0], y[..., 0, 0]), 1, order=1)
+_pairwise_case("pairwise_energy_score", lambda x, y: pairwise.energy_score(x, y[..., 0, :]), 3)
+_pairwise_case("pairwise_uniformity", lambda x, y: pairwise.uniformity(x), 3, (0,))
+_pairwise_case(
+    "pairwise_vendi_score", lambda x, y: pairwise.vendi_score(x, order=2.0, kernel="matern52", bandwidth=1.0), 3, (0,)
+)
+_pairwise_case(
+    "pairwise_sinkhorn",
+    lambda x, y: pairwise.sinkhorn(x, y, epsilon=0.5, iterations=20, tolerance=0.0).value,
+    3,
+    (),
+    flops=41 * 42 * 30.0,
 )

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
 from . import vmf
-from ._elementwise import FLOATS
+from ._elementwise import FLOATS, check_dense
+from ._vmf_arguments import check_dim
+from ._vmf_sampling import sample_shape_of
 
 __all__ = ["HypersphericalUniform", "VonMisesFisher", "unit_vector"]
 
@@ -35,6 +37,11 @@ def _check_dtype(what: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{what} float16, bfloat16, float32 or float64, got {dtype}")
 
 
+def _check_value(value: Any) -> None:
+    if isinstance(value, Tensor):
+        check_dense("log_prob", "value", value)
+
+
 class VonMisesFisher(Distribution):
     r"""The von Mises-Fisher distribution, density ``C_d(k) exp(k mu.x)`` on the unit sphere of R^d, d >= 2.
 
@@ -56,10 +63,12 @@ class VonMisesFisher(Distribution):
     ) -> None:
         if not isinstance(mean_direction, Tensor) or not mean_direction.dim():
             raise ValueError("mean_direction must be a tensor of shape (..., d)")
+        check_dense("VonMisesFisher", "mean_direction", mean_direction)
         if mean_direction.shape[-1] < 2:
             raise ValueError(f"mean_direction {tuple(mean_direction.shape)}: the dimension must be at least 2")
         _check_dtype("mean_direction must be", mean_direction.dtype)
         if isinstance(concentration, Tensor):
+            check_dense("VonMisesFisher", "concentration", concentration)
             if concentration.is_complex():
                 raise TypeError(f"concentration must be real, got {concentration.dtype}")
             if concentration.device != mean_direction.device:
@@ -124,7 +133,7 @@ class VonMisesFisher(Distribution):
 
     def rsample(self, sample_shape: Any = torch.Size(), **noise: Any) -> Tensor:  # noqa: B008
         """Differentiable samples; ``noise``: seed, step, sample_ids, generator of `fokker.vmf.rsample`."""
-        return vmf.rsample(self.mean_direction, self.concentration, tuple(sample_shape), **noise)
+        return vmf.rsample(self.mean_direction, self.concentration, sample_shape, **noise)
 
     def sample(self, sample_shape: Any = torch.Size(), **noise: Any) -> Tensor:  # noqa: B008
         """Samples without a gradient."""
@@ -134,6 +143,7 @@ class VonMisesFisher(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log density with respect to the surface measure, at ``value`` (..., d)."""
         if self._validate_args:
+            _check_value(value)
             self._validate_sample(value)
         return vmf.log_prob(value, self.mean_direction, self.concentration)
 
@@ -166,7 +176,7 @@ class HypersphericalUniform(Distribution):
         device: torch.device | str | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.dim = vmf._dim(dim)
+        self.dim = check_dim(dim)
         dtype = dtype or torch.get_default_dtype()
         _check_dtype("dtype must be", dtype)
         self._like = torch.zeros((), dtype=dtype, device=device)
@@ -190,13 +200,14 @@ class HypersphericalUniform(Distribution):
     def rsample(self, sample_shape: Any = torch.Size(), **noise: Any) -> Tensor:  # noqa: B008
         first = torch.zeros(self.dim, dtype=self._like.dtype, device=self._like.device)
         first[0] = 1.0
-        return vmf.sample(first, self._like, (*sample_shape, *self._batch_shape), **noise)
+        return vmf.sample(first, self._like, (*sample_shape_of(sample_shape), *self._batch_shape), **noise)
 
     def sample(self, sample_shape: Any = torch.Size(), **noise: Any) -> Tensor:  # noqa: B008
         return self.rsample(sample_shape, **noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
+            _check_value(value)
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self._batch_shape)
         return vmf.log_normalizer(self.dim, self._like).expand(shape)

@@ -22,6 +22,7 @@ except ImportError as error:
 from . import vmf
 from ._mixture import affine_logsumexp, affine_moments, affine_softmax
 from ._seeding import plus_plus, systematic, unit
+from ._vmf_estimation import estimate
 
 __all__ = ["VonMisesFisherMixture"]
 
@@ -194,12 +195,12 @@ class VonMisesFisherMixture(DensityMixin, BaseEstimator):
 
     def _maximise(self, mass: Tensor, first: Tensor, last: _Parameters | None = None) -> _Parameters:
         """The M step: parameters from masses (K,) and sums (K, d)."""
-        directions, k = vmf._estimate(first, mass)
+        directions, k = estimate(first, mass)
         lengths = torch.linalg.vector_norm(first, dim=1)
         if self.concentration_type == "shared":
             pooled = torch.zeros_like(first[0])
             pooled[0] = lengths.sum()
-            k = vmf._estimate(pooled, mass.sum())[1].expand(len(mass))
+            k = estimate(pooled, mass.sum())[1].expand(len(mass))
         lost = ~(lengths > 0)  # no point left: direction and concentration stay as they were
         if last is not None:
             directions = torch.where(lost[:, None], last.means, directions)
@@ -224,7 +225,7 @@ class VonMisesFisherMixture(DensityMixin, BaseEstimator):
         sums = torch.zeros(means.shape, dtype=torch.float64).index_add_(0, nearest, (x * w[:, None]).double())
         pooled = torch.zeros(x.shape[1], dtype=torch.float64)
         pooled[0] = torch.linalg.vector_norm(sums, dim=1).sum()
-        k = vmf._estimate(pooled, w.sum(dtype=torch.float64))[1].clamp(max=self.max_concentration)
+        k = estimate(pooled, w.sum(dtype=torch.float64))[1].clamp(max=self.max_concentration)
         lengths = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
         means = torch.where(lengths > 0, sums / lengths, means.double())
         count = self.n_components

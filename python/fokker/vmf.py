@@ -9,18 +9,17 @@ concentration gives NaN.
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _vmf_ops as ops
-from ._elementwise import FLOATS, call, promote
-from ._mixture import affine_logsumexp, affine_softmax
+from ._elementwise import call
 from ._op import Op
+from ._vmf_arguments import check_dim, check_rows
+from ._vmf_estimation import fit, mixture_log_prob
+from ._vmf_sampling import rsample, sample
 
 __all__ = [
     "concentration_from_resultant",
@@ -37,19 +36,9 @@ __all__ = [
 ]
 
 
-def _dim(dim: Any) -> int:
-    try:
-        value = operator.index(dim)
-    except TypeError:
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}") from None
-    if not 2 <= value <= 2**31:
-        raise ValueError(f"dim must be at least 2 (and at most 2^31), got {value}")
-    return value
-
-
 def _scalar(op: Op, dim: Any, k: Any, out: Any, name: str = "concentration") -> Any:
-    dim = _dim(dim)
-    if out is None and type(k) is Tensor and k.is_floating_point():
+    dim = check_dim(dim)
+    if out is None and type(k) is Tensor and k.is_floating_point() and k.layout is torch.strided and not k.is_nested:
         return op(k, dim)
     return call(op, (name,), (k,), (dim,), out)
 
@@ -100,51 +89,19 @@ def kl_divergence(mean_p: Tensor, concentration_p: Any, mean_q: Tensor, concentr
     ``B(k_p, k_q) + A_d(k_p) k_q |mu_p - mu_q|^2 / 2`` with the Bregman divergence
     ``B = log C(k_p) - log C(k_q) + A(k_p) (k_p - k_q)``: both terms are non-negative and lose nothing where the
     distributions are close. Means ``(..., d)``, unit vectors; concentrations ``(...)``; all broadcast. Differentiable.
+    An infinite concentration is a point mass: the divergence from or to it is infinite, but zero between equal ones.
     """
-    mean_p, mean_q, p, q = _rows(
+    mean_p, mean_q, p, q = check_rows(
         "kl_divergence",
         {"mean_p": mean_p, "mean_q": mean_q},
         {"concentration_p": concentration_p, "concentration_q": concentration_q},
     )
-    d = _dim(mean_p.shape[-1])
+    d = check_dim(mean_p.shape[-1])
     angle = 0.5 * (mean_p - mean_q).square().sum(-1)
-    return ops.bregman(p, q, d) + ops.scalar["mean_resultant"](p, d) * q * angle
-
-
-def _rows(function: str, vectors: dict[str, Any], scalars: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Check (..., d) and (...) arguments against each other; one dtype and device, shapes that broadcast."""
-    first = next(iter(vectors))
-    for name, t in vectors.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{function}: {name} must be a tensor, got {type(t).__name__}")
-        if not t.dim():
-            raise ValueError(f"{function}: {name} must have shape (..., d), got a 0-dimensional tensor")
-        if t.dtype not in FLOATS:
-            raise TypeError(f"{function}: {name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
-        if t.shape[-1] != vectors[first].shape[-1]:
-            raise ValueError(
-                f"{function}: {first} {tuple(vectors[first].shape)} and {name} {tuple(t.shape)} "
-                "must agree in their last dimension"
-            )
-    dtype = vectors[first].dtype
-    for t in vectors.values():
-        dtype = torch.promote_types(dtype, t.dtype)
-    device = vectors[first].device
-    out = []
-    for name, value in {**vectors, **scalars}.items():
-        if not isinstance(value, Tensor):
-            (value, _) = promote(function, (name, first), (value, torch.empty(1, dtype=dtype, device=device)), dtype)
-        if value.is_complex():
-            raise TypeError(f"{function}: {name} must be real, got {value.dtype}")
-        if value.device != device:
-            raise TypeError(f"{function}: {name} is on {value.device}, {first} on {device}; one device expected")
-        out.append(value.to(dtype))
-    try:
-        torch.broadcast_shapes(*(t.shape[:-1] for t in out[: len(vectors)]), *(t.shape for t in out[len(vectors) :]))
-    except RuntimeError:
-        seen = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip({**vectors, **scalars}, out, strict=True))
-        raise ValueError(f"{function}: the batch dimensions do not broadcast: {seen}") from None
-    return tuple(out)
+    far = torch.where(q == torch.inf, 0.0, q)  # the divergence is infinite without inf * 0
+    value = ops.bregman(p, q, d) + ops.scalar["mean_resultant"](p, d) * far * angle
+    between_points = torch.where(angle == 0, 0.0, torch.inf).to(value.dtype)
+    return torch.where((p == torch.inf) & (q == torch.inf), between_points, value)
 
 
 def log_prob(x: Tensor, mean_direction: Tensor, concentration: Any) -> Tensor:
@@ -153,202 +110,12 @@ def log_prob(x: Tensor, mean_direction: Tensor, concentration: Any) -> Tensor:
     Args:
         x: points ``(..., d)``, unit vectors (not checked here; `fokker.distributions.VonMisesFisher` does).
         mean_direction: ``(..., d)``, unit vectors.
-        concentration: ``(...)``, k >= 0.
+        concentration: ``(...)``, k >= 0. An infinite one is a point mass: +inf where every coordinate of x is within
+            four roundings (of float64, else float32) of the mean direction's, -inf elsewhere.
 
     Returns:
-        The broadcast batch shape. Differentiable in all three, twice.
+        The broadcast batch shape. Differentiable in all three, twice (where k is finite).
     """
-    x, mean, k = _rows("log_prob", {"x": x, "mean_direction": mean_direction}, {"concentration": concentration})
-    _dim(x.shape[-1])
+    x, mean, k = check_rows("log_prob", {"x": x, "mean_direction": mean_direction}, {"concentration": concentration})
+    check_dim(x.shape[-1])
     return ops.log_prob(x, mean, k)
-
-
-def _integer(value: Any) -> int:
-    # torch.compile keeps a plain int symbolic, where operator.index would compile anew for each value.
-    return value if type(value) is int else operator.index(value)
-
-
-def _seed(seed: Any, generator: torch.Generator | None) -> int:
-    if seed is not None and generator is not None:
-        raise ValueError("give seed or generator, not both")
-    if seed is None:
-        device = generator.device if generator is not None else "cpu"
-        return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
-    value = _integer(seed)
-    if not 0 <= value < 2**64:
-        raise ValueError(f"seed must be in [0, 2^64), got {value}")
-    return value - 2**64 if value >= 2**63 else value  # a schema's int is signed
-
-
-def rsample(
-    mean_direction: Tensor,
-    concentration: Any,
-    sample_shape: Sequence[int] = (),
-    *,
-    seed: int | None = None,
-    step: int = 0,
-    sample_ids: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    r"""Exact samples of vMF(mu, k), differentiable in mean direction and concentration.
-
-    The cosine mu.x comes from Wood's rejection scheme (1994; inversion at d = 3), the direction from normed normals,
-    a Householder reflection turns e1 into mu: one pass, no temporary. The noise is a pure function of
-    ``(seed, step, sample id, element)`` (Philox4x32-10): the same sample on every backend, whatever the batch split.
-
-    The gradient in the concentration is implicit, ``dw/dk = -(1/f(w)) int_{-1}^w (t - A) f(t) dt`` (Figurnov et al.
-    2018): unbiased, where the pathwise gradient through the rejection step is not.
-
-    Args:
-        mean_direction: ``(..., d)``, unit vectors. concentration: ``(...)``, in [0, 1e8] or so; they broadcast to the
-            batch shape.
-        sample_shape: leading shape of the result.
-        seed: in [0, 2^64); ``generator`` (or torch's default) draws one where it is not given.
-        step: in [0, 2^24), a second key for repeated draws under one seed.
-        sample_ids: int64, broadcasts to sample_shape + batch shape: which noise each sample gets (its linear index
-            where not given).
-
-    Returns:
-        ``sample_shape + batch_shape + (d,)``. A negative or NaN concentration gives NaN.
-    """
-    mean, k = _rows("rsample", {"mean_direction": mean_direction}, {"concentration": concentration})
-    d = _dim(mean.shape[-1])
-    step = _integer(step)
-    if not 0 <= step < 2**24:
-        raise ValueError(f"step must be in [0, 2^24), got {step}")
-    dtype = mean.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        mean, k = mean.float(), k.float()
-    batch = torch.broadcast_shapes(mean.shape[:-1], k.shape)
-    full = torch.Size(sample_shape) + batch
-    rows = mean.reshape(1, d) if mean.numel() == d else mean.expand(*batch, d).reshape(-1, d)
-    flat = k.reshape(1) if k.numel() == 1 else k.expand(batch).reshape(-1)
-    if sample_ids is not None:
-        if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
-            raise TypeError("sample_ids must be an int64 tensor")
-        try:
-            sample_ids = sample_ids.to(mean.device).expand(full).reshape(-1)
-        except RuntimeError:
-            raise ValueError(f"sample_ids {tuple(sample_ids.shape)} must broadcast to {tuple(full)}") from None
-    n = full.numel()
-    seed = _seed(seed, generator)
-    if not n:
-        return (mean * k[..., None]).expand(*full, d).to(dtype)
-    out = ops.sample(rows, flat, sample_ids, 0, seed, step, n)[0]
-    return out.reshape(*full, d).to(dtype)
-
-
-def sample(mean_direction: Tensor, concentration: Any, sample_shape: Sequence[int] = (), **noise: Any) -> Tensor:
-    r"""`rsample` without a gradient: the same samples, arguments, shapes and errors."""
-    with torch.no_grad():
-        return rsample(mean_direction, concentration, sample_shape, **noise)
-
-
-def fit(x: Tensor, weights: Tensor | None = None, *, validate: bool = True) -> tuple[Tensor, Tensor]:
-    r"""Maximum likelihood: mean direction ``sum w x / |sum w x|`` and the k with A_d(k) = |sum w x| / sum w.
-
-    One pass over ``x`` with float64 sums (Banerjee et al. 2005, section 3).
-
-    Args:
-        x: ``(n, d)``, n >= 1 unit vectors. weights: ``(n,)``, >= 0, not all zero; any scale.
-        validate: check that rows have unit length (to 1e-3, or the dtype's precision) and weights are usable;
-            on a GPU this waits for the result.
-
-    Returns:
-        ``(d,)`` and ``()`` in the dtype of ``x``; where the resultant is zero, e1 and 0. Not differentiable.
-    """
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-        raise TypeError(f"fit: x must be a real floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() != 2 or not x.shape[0]:
-        raise ValueError(f"fit: x must have shape (n, d) with n >= 1, got {tuple(x.shape)}")
-    d = _dim(x.shape[1])
-    if weights is not None:
-        if not isinstance(weights, Tensor):
-            raise TypeError(f"fit: weights must be a tensor, got {type(weights).__name__}")
-        if weights.shape != x.shape[:1]:
-            raise ValueError(f"fit: weights {tuple(weights.shape)} must have one entry a row of x {tuple(x.shape)}")
-        if weights.is_complex():
-            raise TypeError(f"fit: weights must be real, got {weights.dtype}")
-        if weights.device != x.device:
-            raise TypeError(f"fit: weights is on {weights.device}, x on {x.device}; one device expected")
-        if validate and not bool((weights >= 0).all()):
-            raise ValueError("fit: weights must be non-negative (and not NaN)")
-        weights = _narrow(weights.detach(), torch.float64 if x.dtype == torch.float64 else torch.float32)
-    with torch.no_grad():
-        sums = ops.resultant(x.detach(), weights)
-        total, off = sums[d], sums[d + 1]
-        if validate:
-            if float(total) == 0:
-                raise ValueError("fit: weights must not sum to zero")
-            if not float(total) < math.inf:
-                raise ValueError("fit: weights must be finite, and so must be their sum")
-            allowed = max(2e-3, 16 * torch.finfo(x.dtype).eps)
-            if not float(off) <= allowed:
-                raise ValueError(f"fit: rows of x must be unit vectors, | |x|^2 - 1 | is {float(off):.3g} in one")
-        direction, k = _estimate(sums[:d], total)
-    return direction.to(x.dtype), k.to(x.dtype)
-
-
-def _narrow(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights in ``dtype``, as shares of the largest where their own dtype has a wider range (any scale is right)."""
-    if torch.promote_types(weights.dtype, dtype) == dtype and weights.is_floating_point():
-        return weights.to(dtype)
-    wide = weights.double()
-    top = wide.amax()
-    return (wide / torch.where(top > 0, top, 1.0)).to(dtype)
-
-
-def _estimate(sums: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean directions (..., d) and concentrations (...) from resultants (..., d) and masses (...), in float64."""
-    sums = sums / torch.where(total > 0, total, 1.0)[..., None]  # before squares of them overflow
-    length, d = torch.linalg.vector_norm(sums, dim=-1), sums.shape[-1]
-    first = torch.zeros_like(sums)
-    first[..., 0] = 1.0
-    direction = torch.where((length > 0)[..., None], sums / length[..., None], first)
-    resultant = length.clamp(max=1.0)
-    # 1 - R keeps what R near 1 has lost, and the other way round.
-    far = concentration_from_resultant(d, complement=1 - resultant)
-    return direction, torch.where(resultant > 0.5, far, concentration_from_resultant(d, resultant))
-
-
-def mixture_log_prob(
-    x: Tensor,
-    mean_directions: Tensor,
-    concentrations: Tensor,
-    log_weights: Tensor,
-    *,
-    return_responsibilities: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    r"""log sum_k exp(log w_k) vMF(x; mu_k, k_k): one matrix product, its epilogue, and no N x K copy but a tile.
-
-    Args:
-        x: ``(n, d)``, unit vectors. mean_directions: ``(K, d)``. concentrations, log_weights: ``(K,)``; the weights are
-            taken as they are (``log_softmax`` them for a density).
-        return_responsibilities: also return ``(n, K)``, each row the posterior over the components.
-
-    Returns:
-        ``(n,)``, or the pair. Differentiable in all four, twice (the pair in first order).
-    """
-    given = {"x": x, "mean_directions": mean_directions, "concentrations": concentrations, "log_weights": log_weights}
-    for name, t in given.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"mixture_log_prob: {name} must be a tensor, got {type(t).__name__}")
-    shapes = [tuple(t.shape) for t in given.values()]
-    components = shapes[1][:1]
-    if [len(s) for s in shapes] != [2, 2, 1, 1] or shapes[0][1] != shapes[1][1] or {components} != set(shapes[2:]):
-        raise ValueError(
-            "mixture_log_prob: x (n, d), mean_directions (K, d), concentrations (K,) and log_weights (K,) expected, "
-            "got " + ", ".join(map(str, shapes))
-        )
-    if not components[0]:
-        raise ValueError("mixture_log_prob: at least one component expected, got mean_directions " + str(shapes[1]))
-    d = _dim(x.shape[1])
-    x, means, k, log_w = _rows(
-        "mixture_log_prob",
-        {"x": x[:, None], "mean_directions": mean_directions},
-        {"concentrations": concentrations, "log_weights": log_weights},
-    )
-    x = x[:, 0]
-    weight = k[:, None] * means
-    bias = ops.scalar["log_normalizer"](k, d) + log_w
-    return affine_softmax(x, weight, bias) if return_responsibilities else affine_logsumexp(x, weight, bias)

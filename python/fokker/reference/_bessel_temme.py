@@ -152,6 +152,38 @@ def _k_and_ratio(order: int, v: Tensor, x: Tensor) -> tuple[list[Tensor], _Jet]:
     return log_k, result
 
 
+def _mixed_near_zero(v: Tensor, ell: Tensor, x: Tensor) -> Tensor:
+    """x d2/dvdx log K for v ell < 1, v <= 1/2, without cancellation as v -> 0.
+
+    -x K'/K = (x/2) (K_{v+1} + K_{v-1}) / K_v is even in v. Temme's sums are taken in z = v^2, by the even functions
+    f, p + q and (p - q)/v, and d/dv = 2 v d/dz.
+    """
+    z, y, one = v * v, 0.25 * x * x, torch.ones_like(v)
+    square = _Jet(z, one)
+
+    def even(coefficients: tuple[float, ...], scale: Tensor) -> _Jet:
+        jet = _Jet.of_polynomial(coefficients, z * scale, 1)
+        return _Jet(jet.c[0], jet.c[1] * scale)
+
+    gamma_1, gamma_2 = even(_GAMMA_1[::2], one), even(_GAMMA_2[::2], one)
+    cosh = even(tuple(1.0 / math.factorial(2 * k) for k in range(12)), ell * ell)
+    sinh = even(_SINH_QUOTIENT[::2], ell * ell).scaled(ell)  # sinh(v ell) / v
+    product = gamma_2 * gamma_2 - square * gamma_1 * gamma_1  # 1 / (Gamma(1+v) Gamma(1-v))
+    total = (cosh * gamma_2 + square * sinh * gamma_1) / product
+    difference = (sinh * gamma_2 + cosh * gamma_1) / product
+    f, sum_0, sum_1, c = difference, difference, total, one
+    for k in range(1, _TERMS + 1):
+        c = c * (y / k)
+        denominator = square.scaled(-1.0).shifted(float(k * k))
+        f = (f.scaled(float(k)) + total) / denominator
+        total, difference = (
+            (total.scaled(float(k)) + square * difference) / denominator,
+            (difference.scaled(float(k)) + total) / denominator,
+        )
+        sum_0, sum_1 = sum_0 + f.scaled(c), sum_1 + (total - f.scaled(2.0 * k)).scaled(c)
+    return -2.0 * v * (sum_1 / sum_0).c[1]
+
+
 def log_k(scaled: bool, order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     log_k, rho = _k_and_ratio(order, v, x)
     if order == 0:
@@ -159,7 +191,9 @@ def log_k(scaled: bool, order: int, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     if order == 1:
         d_x = (v - 2.0 * rho.c[0]) / x
         return log_k[1], d_x + 1.0 if scaled else d_x
-    d_vx = torch.where(v == 0, 0.0, (1.0 - 2.0 * rho.c[1]) / x)
+    ell = math.log(2.0) - torch.log(x)
+    near = (v <= 0.5) & (v * ell < 1.0)  # there 2 rho_v is close to 1
+    d_vx = torch.where(near, _mixed_near_zero(torch.where(near, v, 0.0), ell, x), 1.0 - 2.0 * rho.c[1]) / x
     return log_k[2], d_vx, -(v + _x2_ratio_x(rho.c[0], v, x)) / x / x
 
 

@@ -207,12 +207,14 @@ def inverse(dim: int, resultant: Tensor, complement: Tensor) -> Tensor:
     """The k with A(k) = R from R and 1 - R: Banerjee's start, then Halley's steps relative to k."""
     inside = (resultant > 1e-9) & (complement > 0) & (resultant <= 1)
     r, c = torch.where(inside, resultant, 0.5), torch.where(inside, complement, 0.5)
-    k = r * (dim - 1 + c * (1 + r)) / (1 + r) / c
+    largest = torch.finfo(torch.float64).max
+    k = (r * (dim - 1 + c * (1 + r)) / (1 + r) / c).clamp(max=largest)
     for _ in range(3):
-        at = columns(dim, torch.clamp(k, max=1e300))
+        at = columns(dim, k)
         residual = torch.where(r < 0.5, at["mean_resultant"] - r, c - at["complement"])
         x = residual / at["k_first"]
-        k = k - k * x / (1 - 0.5 * x * at["kk_second"] / at["k_first"])
+        k = (k - k * x / (1 - 0.5 * x * at["kk_second"] / at["k_first"])).clamp(max=largest)
+    k = torch.where(k < largest, k, math.inf)
     k = torch.where(inside, k, dim * resultant)  # exact below 1e-9
     k = torch.where(complement == 0, math.inf, k)
     return torch.where((resultant >= 0) & (complement >= 0), k, math.nan)

@@ -203,10 +203,10 @@ def _as_pair(v: Tensor | float, x: Tensor | float) -> tuple[Tensor, Tensor, torc
     numbers = [t if isinstance(t, Tensor) else torch.full((), t, dtype=f64, device=device) for t in (v, x)]
     pair = [t.to(device, dtype).to(f64) for t in numbers]
     try:
-        v, x = torch.broadcast_tensors(*pair)
+        left, right = torch.broadcast_tensors(*pair)
     except RuntimeError:
         raise ValueError(f"v {tuple(pair[0].shape)} and x {tuple(pair[1].shape)} must broadcast") from None
-    return v, x, dtype
+    return left, right, dtype
 
 
 def _call(name: str, order: int, v: Tensor | float, x: Tensor | float) -> tuple[Tensor, ...]:

@@ -7,12 +7,13 @@ Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy 
 
 so a number depends on its seed, step, stream, sample and place alone: not on batch size, device, threads or order of
 calls. Word j of a sample (in logical contiguous order) is word j mod 4 of block j div 4. A float32 takes one word, a
-float64 two (the high word first). Normals are made in pairs of elements (2 i, 2 i + 1) by Box and Muller's transform.
+float64 two (the high word first); a sign takes one in every dtype. Normals are made in pairs of elements (2 i, 2 i + 1)
+by Box and Muller's transform. ``seed`` and ``step`` are integers, or int64 tensors of one element.
 """
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Stream(enum.IntEnum):
     TRAINING_NOISE = 9
     VMF_REJECTION = 10
     VMF_TANGENT = 11
+    BROWNIAN = 224  # and the 19 after it, a level of the bridge each
 
 
 def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -67,9 +69,20 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
 
 
+def counter_word(step: int | Tensor, stream: int) -> int | Tensor:
+    """The second counter word, step + 2^24 stream; an integer step is checked, a tensor is taken mod 2^24."""
+    if not isinstance(step, Tensor) and not 0 <= step < 2**24:
+        raise ValueError(f"step must be in [0, 2^24), got {step}")
+    if not 0 <= stream < 256:
+        raise ValueError(f"stream must be in [0, 256), got {stream}")
+    if isinstance(step, Tensor):
+        return (step.reshape(()) & 0xFFFFFF) | int(stream) << 24
+    return int(step) | int(stream) << 24
+
+
 def words(
-    seed: int,
-    step: int,
+    seed: int | Tensor,
+    step: int | Tensor,
     stream: int,
     sample_ids: Tensor | Sequence[int],
     n_elements: int,
@@ -80,10 +93,13 @@ def words(
     seed: any integer, taken mod 2^64; step: 0 .. 2^24 - 1; stream: 0 .. 255 (see Stream); sample_ids: B integers
     (int64 tensor or sequence), the global index of each sample. ValueError outside these ranges.
     """
-    if not 0 <= step < 2**24:
-        raise ValueError(f"step must be in [0, 2^24), got {step}")
-    if not 0 <= stream < 256:
-        raise ValueError(f"stream must be in [0, 256), got {stream}")
+    return _words_at(seed, counter_word(step, stream), sample_ids, n_elements, element_offset)
+
+
+def _words_at(
+    seed: int | Tensor, counter1: int | Tensor, sample_ids: Tensor | Sequence[int], n_elements: int, element_offset: int
+) -> Tensor:
+    """Words of the given second counter word (an integer, or a tensor that broadcasts to (B, 1))."""
     if n_elements < 0 or element_offset < 0 or element_offset + n_elements > 2**34:
         raise ValueError(f"elements {element_offset} .. +{n_elements} must lie in [0, 2^34)")
     ids = torch.as_tensor(sample_ids, dtype=torch.int64)
@@ -92,9 +108,13 @@ def words(
     first, last = element_offset // 4, -(-(element_offset + n_elements) // 4)
     block = torch.arange(first, max(last, first), dtype=torch.int64, device=ids.device)
     ids = ids[:, None]
-    parts = (block, torch.full_like(block, int(step) | int(stream) << 24), ids & _LOW, (ids >> 32) & _LOW)
+    parts = (block, torch.as_tensor(counter1, device=ids.device), ids & _LOW, (ids >> 32) & _LOW)
     counter = torch.stack(torch.broadcast_tensors(*parts), -1)
-    key = torch.tensor([seed & _LOW, (seed >> 32) & _LOW], dtype=torch.int64, device=ids.device)
+    if isinstance(seed, Tensor):
+        seed = seed.reshape(())
+        key = torch.stack([seed & _LOW, (seed >> 32) & _LOW])
+    else:
+        key = torch.tensor([seed & _LOW, (seed >> 32) & _LOW], dtype=torch.int64, device=ids.device)
     flat = philox(counter, key).flatten(1)
     start = element_offset - 4 * first
     return flat[:, start : start + n_elements]
@@ -111,8 +131,8 @@ def _uniform64(high: Tensor, low: Tensor) -> Tensor:
 
 
 def uniform(
-    seed: int,
-    step: int,
+    seed: int | Tensor,
+    step: int | Tensor,
     stream: int,
     sample_ids: Tensor | Sequence[int],
     n_elements: int,
@@ -133,8 +153,8 @@ def uniform(
 
 
 def normal(
-    seed: int,
-    step: int,
+    seed: int | Tensor,
+    step: int | Tensor,
     stream: int,
     sample_ids: Tensor | Sequence[int],
     n_elements: int,
@@ -149,12 +169,23 @@ def normal(
     u = uniform of (a, b), theta = 2 pi (c + d / 2^32 - 2^29) / 2^32. Arguments as in words().
     TypeError for any other dtype. Source: Box and Muller, Ann. Math. Statist. 29 (1958).
     """
+    return normal_at(seed, counter_word(step, stream), sample_ids, n_elements, element_offset, dtype)
+
+
+def normal_at(
+    seed: int | Tensor,
+    counter1: int | Tensor,
+    sample_ids: Tensor | Sequence[int],
+    n_elements: int,
+    element_offset: int,
+    dtype: torch.dtype,
+) -> Tensor:
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     per_element = 1 if dtype == torch.float32 else 2
     first = element_offset // 2 * 2
     count = (element_offset + n_elements - first + 1) // 2 * 2
-    w = words(seed, step, stream, sample_ids, per_element * count, per_element * first)
+    w = _words_at(seed, counter1, sample_ids, per_element * count, per_element * first)
     w = w.unflatten(1, (count // 2, 2 * per_element))
     if dtype == torch.float32:
         u, turns = _uniform32(w[..., 0]).double(), (w[..., 1] - 2**29).double() * 2.0**-32
@@ -165,3 +196,81 @@ def normal(
     pairs = torch.stack((radius * theta.cos(), radius * theta.sin()), -1)
     start = element_offset - first
     return pairs.flatten(1)[:, start : start + n_elements].to(dtype)
+
+
+def exponential(
+    seed: int | Tensor,
+    step: int | Tensor,
+    stream: int,
+    sample_ids: Tensor | Sequence[int],
+    n_elements: int,
+    element_offset: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Exponential numbers of rate 1 (B, n_elements), -ln(1 - u) with u = (w + 1/2) / 2^32, (j + 1/2) / 2^53 in float64.
+
+    From u below 1/2 and from 1 - u, which is u of the complemented word, above: both tails keep every bit of the word.
+    Computed in float64 and rounded. Arguments as in words(). TypeError for any dtype but float32 and float64.
+    """
+    return _exponential(seed, step, stream, sample_ids, n_elements, element_offset, dtype).to(dtype)
+
+
+def gumbel(
+    seed: int | Tensor,
+    step: int | Tensor,
+    stream: int,
+    sample_ids: Tensor | Sequence[int],
+    n_elements: int,
+    element_offset: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard Gumbel numbers (B, n_elements), -ln of `exponential`'s; arguments and errors as there."""
+    return -_exponential(seed, step, stream, sample_ids, n_elements, element_offset, dtype).log().to(dtype)
+
+
+def _exponential(
+    seed: int | Tensor,
+    step: int | Tensor,
+    stream: int,
+    sample_ids: Tensor | Sequence[int],
+    n_elements: int,
+    element_offset: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    if dtype == torch.float32:
+        w = words(seed, step, stream, sample_ids, n_elements, element_offset)
+        upper = w >= 2**31
+        u = (torch.where(upper, _LOW - w, w).double() + 0.5) * 2.0**-32
+    elif dtype == torch.float64:
+        w = words(seed, step, stream, sample_ids, 2 * n_elements, 2 * element_offset)
+        upper = w[:, 0::2] >= 2**31
+        u = _uniform64(*(torch.where(upper, _LOW - part, part) for part in (w[:, 0::2], w[:, 1::2])))
+    else:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+    return -torch.where(upper, u.log(), (-u).log1p())
+
+
+def rademacher(
+    seed: int | Tensor,
+    step: int | Tensor,
+    stream: int,
+    sample_ids: Tensor | Sequence[int],
+    n_elements: int,
+    element_offset: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Signs (B, n_elements): -1 where the top bit of the element's word is set, else 1; the same in every dtype."""
+    w = words(seed, step, stream, sample_ids, n_elements, element_offset)
+    return 1 - 2 * (w >> 31).to(dtype)
+
+
+NUMBERS: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "normal": normal,
+    "gumbel": gumbel,
+    "exponential": exponential,
+    "rademacher": rademacher,
+}

@@ -13,6 +13,7 @@ forward mode and under torch.func; what would need A''' raises NotImplementedErr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "log_prob",
     "mean_resultant_length",
     "mixture_log_prob",
+    "point_mass",
     "resultant_derivative",
     "scalar",
 ]
@@ -219,8 +221,9 @@ def concentration_from_resultant(
     """
     if (resultant is None) == (complement is None):
         raise ValueError("concentration_from_resultant takes either resultant or complement")
-    if complement is None:
+    if resultant is not None:
         return scalar("concentration_from_resultant", dim, resultant)
+    assert complement is not None
     return scalar("concentration_from_complement", dim, complement)
 
 
@@ -244,22 +247,41 @@ def kl_divergence(
 ) -> Tensor:
     """KL(vMF(mu_p, p) || vMF(mu_q, q)) = B(p, q) + A(p) q |mu_p - mu_q|^2 / 2, both terms >= 0.
 
-    Means (..., d), concentrations (...), all broadcast; the batch shape. Differentiable in all four.
+    Means (..., d), concentrations (...), all broadcast; the batch shape. Differentiable in all four. At k = inf the
+    distribution is a point mass: infinite, but 0 between equal ones.
     """
     dim = mean_p.shape[-1]
     _check_dim(dim)
     dtype, (mean_p, p, mean_q, q) = _as_float(mean_p, concentration_p, mean_q, concentration_q)
     p, q = torch.broadcast_tensors(p, q)
     angle = 0.5 * (mean_p - mean_q).square().sum(-1)
-    return (_apply_pair("divergence", dim, p, q) + _apply("mean_resultant", dim, p) * q * angle).to(dtype)
+    far = torch.where(torch.isinf(q), 0.0, q)  # the divergence is infinite without inf * 0
+    value = _apply_pair("divergence", dim, p, q) + _apply("mean_resultant", dim, p) * far * angle
+    between_points = torch.where(angle == 0, 0.0, math.inf)
+    return torch.where((p == math.inf) & (q == math.inf), between_points, value).to(dtype)
 
 
 def log_prob(x: Tensor, mean_direction: Tensor, concentration: Tensor | float) -> Tensor:
-    """log C_d(k) + k mu.x for unit vectors x (..., d) and mu (..., d), k (...); the broadcast batch shape."""
+    """log C_d(k) + k mu.x for unit vectors x (..., d) and mu (..., d), k (...); the broadcast batch shape.
+
+    k = inf is a point mass: see point_mass.
+    """
     dim = x.shape[-1]
     _check_dim(dim)
     dtype, (x, mean, k) = _as_float(x, mean_direction, concentration)
-    return (_apply("log_normalizer", dim, k) + k * (x * mean).sum(-1)).to(dtype)
+    value = _apply("log_normalizer", dim, k) + k * (x * mean).sum(-1)
+    roundings = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.where(k == math.inf, point_mass(x, mean, roundings), value).to(dtype)
+
+
+def point_mass(x: Tensor, mean_direction: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The log density at k = inf: inf where no coordinate of x is off by more than four roundings of dtype, else -inf.
+
+    Four, because the direction of a single point is that point divided by its length.
+    """
+    furthest = (x - mean_direction).abs().amax(-1)
+    inside = torch.where(furthest <= 4 * torch.finfo(dtype or x.dtype).eps, math.inf, -math.inf)
+    return torch.where(furthest.isnan(), math.nan, inside).to(x.dtype)
 
 
 def fit(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,116 @@
+// Driver of the density sums: chooses the form of the distances and does again what its rounding would spoil.
+#include "cpu/kde.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kde_pass.h"
+#include "cpu/kde_scan.h"
+
+namespace fokker::cpu {
+namespace {
+
+constexpr std::int64_t kSmallDim = 4;  // up to here squared distances are summed from differences
+
+template <typename T> void fill_empty(const KdeSums& call) {
+  const std::int64_t dv = call.weighting == KdeSums::Values::slope || !call.v ? call.d : call.dv;
+  if (call.log_sum) std::fill(call.log_sum, call.log_sum + call.n, call.shift ? 0.0 : -kInfinity);
+  if (call.square) std::fill(call.square, call.square + call.n, 0.0);
+  if (call.delta) std::fill(call.delta, call.delta + call.n, 0.0);
+  if (call.values && call.weighting != KdeSums::Values::none)
+    std::fill(static_cast<T*>(call.values), static_cast<T*>(call.values) + call.n * dv, T(0));
+}
+
+// Bounds on the error of a query's exponents, in nats.
+template <typename T> class Bound {
+ public:
+  Bound(const KdeSums& call, const KdeScan& scan, Metric metric) : call_(call), scan_(scan) {
+    h_ = call.bandwidth[0];
+    if (call.bandwidth_kind == KdeSums::Bandwidth::per_datum)
+      h_ = *std::min_element(call.bandwidth, call.bandwidth + call.m);
+    reach_ = metric == Metric::product ? 3 * std::sqrt(scan.data_norm) : 0;
+    bias_ = scan.top_bias - scan.least_bias;
+  }
+  double error(std::int64_t i, double unit) const {
+    const double h = call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[i] : h_;
+    return unit * (reach_ * std::sqrt(scan_.query_norm[static_cast<std::size_t>(i)]) / (h * h) + bias_);
+  }
+  bool fails(std::int64_t i) const {
+    const double error = this->error(i, unit);
+    if (!(error < kInfinity)) return false;
+    const double size = call_.shift ? std::abs(call_.shift[i]) + std::max(std::abs(scan_.top_bias), std::abs(scan_.least_bias))
+                                    : std::abs(call_.log_sum[i]);
+    if (sizeof(T) == 8) return error > (call_.shift ? 1e-11 : 5e-13) * std::max(1.0, size);
+    return error > 4e-7 * (size < kInfinity ? size : 0.0) + (call_.shift ? 2e-5 : 2e-6);
+  }
+  static constexpr double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+
+ private:
+  const KdeSums& call_;
+  const KdeScan& scan_;
+  double h_, reach_, bias_;
+};
+
+template <typename T> void again(const KdeSums& call, const KdeScan& scan, const Bound<T>& bound,
+                                 const std::vector<std::int64_t>& queries) {
+  double most = 0;
+  for (std::int64_t i : queries) most = std::max(most, bound.error(i, 0x1p-53));
+  const bool product = sizeof(T) == 4 && call.d > kSmallDim && most < 1e-7;
+  KdePass<T, double> pass(call, scan, product ? Metric::product : Metric::square);
+  pass.run(queries.data(), static_cast<std::int64_t>(queries.size()));
+}
+
+}  // namespace
+
+template <typename T> void kde_sums(const KdeSums& given) {
+  KdeSums call = given;
+  if (call.n <= 0) return;
+  if (call.m <= 0) return fill_empty<T>(call);
+  const bool gaussian = call.kernel == math::Kernel::gaussian;
+  const Metric metric = call.kernel == math::Kernel::laplace         ? Metric::absolute
+                        : gaussian && call.d > kSmallDim ? Metric::product
+                                                         : Metric::square;
+  KdeScan scan;
+  scan.run<T>(call, call.highest && metric == Metric::product);
+  KdePass<T, T> pass(call, scan, metric);
+  const bool check = call.highest && gaussian && !scan.poisoned;
+  if (!check) return pass.run(nullptr, call.n);
+
+  std::vector<double> log_sum;
+  if (!call.log_sum) {
+    log_sum.resize(static_cast<std::size_t>(call.n));
+    call.log_sum = log_sum.data();
+  }
+  const Bound<T> bound(call, scan, metric);
+  std::vector<std::int64_t> queries;
+  const auto collect = [&](std::int64_t count) {
+    queries.clear();
+    for (std::int64_t s = 0; s < count; ++s) {
+      const std::int64_t i = count == call.n ? s : s * (call.n / count);
+      if (bound.fails(i)) queries.push_back(i);
+    }
+  };
+  // A sample first: where most queries will be done again, all go there at once.
+  constexpr std::int64_t sample = 64;
+  if (call.n >= 8 * sample) {
+    std::vector<std::int64_t> some(sample);
+    for (std::int64_t s = 0; s < sample; ++s) some[static_cast<std::size_t>(s)] = s * (call.n / sample);
+    pass.run(some.data(), sample);
+    collect(sample);
+    if (static_cast<std::int64_t>(queries.size()) > sample / 2) {
+      queries.resize(static_cast<std::size_t>(call.n));
+      for (std::int64_t i = 0; i < call.n; ++i) queries[static_cast<std::size_t>(i)] = i;
+      return again<T>(call, scan, bound, queries);
+    }
+  }
+  pass.run(nullptr, call.n);
+  collect(call.n);
+  if (!queries.empty()) again<T>(call, scan, bound, queries);
+}
+
+template void kde_sums<float>(const KdeSums&);
+template void kde_sums<double>(const KdeSums&);
+
+}  // namespace fokker::cpu

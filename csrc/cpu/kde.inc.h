@@ -1,0 +1,213 @@
+// Body of the density sums, compiled once per instruction set: a block of queries against a range of a packed chunk.
+#include <algorithm>
+
+#include "cpu/kde_plan.h"
+#include "cpu/kde_prepare.inc.h"
+#include "cpu/kde_row.inc.h"
+#include "cpu/kde_tile.inc.h"
+
+namespace fokker::cpu::FK_ISA {
+namespace {
+
+constexpr std::int64_t kTileBytes = 1 << 20;  // of data beside a tile: half of a second-level cache
+
+// Groups of kRows queries, coordinate by coordinate; the last group repeats the last query.
+template <typename T, typename A> void pack_queries(const KdeBlock<T, A>& b, A* to) {
+  constexpr std::int64_t length = 256;
+  const std::int64_t d = b.call->d;
+  const T* x = static_cast<const T*>(b.call->x);
+  A rows[kRows][length];
+  for (int g = 0; g < b.count; g += kRows)
+    for (std::int64_t k = 0; k < d; k += length) {
+      const std::int64_t count = std::min(length, d - k);
+      for (int r = 0; r < kRows; ++r) {
+        const int i = std::min(g + r, b.count - 1);
+        kde_centre<T, A>(x + (b.queries ? b.queries[i] : b.query_begin + i) * d + k, b.centre ? b.centre + k : nullptr,
+                         count, rows[r]);
+      }
+      A* out = to + g * d + k * kRows;
+      for (std::int64_t i = 0; i < count; ++i)
+        for (int r = 0; r < kRows; ++r) out[i * kRows + r] = rows[r][i];
+    }
+}
+
+template <typename T, typename A>
+using Fill = void (*)(const KdeBlock<T, A>&, const A*, const A*, const A*, const A*, std::int64_t, std::int64_t, T*);
+template <typename T, typename A>
+using Finish = Row (*)(const KdeBlock<T, A>&, T*, std::int64_t, std::int64_t, std::int64_t, T, Factors<T>*, KdeRow&, T*);
+
+template <Metric metric, Exponent exponent, typename T, typename A> Fill<T, A> by_length(std::int64_t d) {
+  return d > kBlockLength<metric> ? &fill_tile<metric, exponent, true, T, A> : &fill_tile<metric, exponent, false, T, A>;
+}
+template <typename T, typename A> Fill<T, A> choose_fill(const KdeBlock<T, A>& b) {
+  const std::int64_t d = b.call->d;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (b.metric == Metric::absolute) return by_length<Metric::absolute, Exponent::none, T, A>(d);
+    if (!b.gaussian) return by_length<Metric::square, Exponent::none, T, A>(d);
+  }
+  if (b.metric == Metric::product)
+    return b.general ? by_length<Metric::product, Exponent::several, T, A>(d)
+                     : by_length<Metric::product, Exponent::one, T, A>(d);
+  return b.general ? by_length<Metric::square, Exponent::several, T, A>(d)
+                   : by_length<Metric::square, Exponent::one, T, A>(d);
+}
+
+template <typename T, typename A> Finish<T, A> choose_finish(math::Kernel kernel) {
+  using K = math::Kernel;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    switch (kernel) {
+      case K::laplace: return &kernel_row<K::laplace, T, A>;
+      case K::exponential: return &kernel_row<K::exponential, T, A>;
+      case K::matern32: return &kernel_row<K::matern32, T, A>;
+      case K::matern52: return &kernel_row<K::matern52, T, A>;
+      case K::student_t: return &kernel_row<K::student_t, T, A>;
+      case K::epanechnikov: return &kernel_row<K::epanechnikov, T, A>;
+      case K::tophat: return &kernel_row<K::tophat, T, A>;
+      case K::linear: return &kernel_row<K::linear, T, A>;
+      case K::cosine: return &kernel_row<K::cosine, T, A>;
+      default: break;
+    }
+  }
+  return &gaussian_row<T, A>;
+}
+
+template <typename T, typename A> struct Workspace {
+  alignas(64) T tile[kRows * kTileStride<T>] = {};
+  Factors<T> factors;
+};
+
+// The place of the datum that query i leaves out, from `column` on; any place outside the tile: none.
+template <typename T, typename A> std::int64_t excluded(const KdeBlock<T, A>& b, int i, std::int64_t column) {
+  if (b.call->exclude == INT64_MIN) return -1;
+  return (b.queries ? b.queries[i] : b.query_begin + i) + b.call->exclude - b.chunk->begin - column;
+}
+template <typename T, typename A>
+void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count, int first, int rows, T* tile) {
+  for (int r = 0; r < rows; ++r) {
+    const std::int64_t j = excluded(b, first + r, column);
+    if (j >= 0 && j < count) tile[r * kTileStride<T> + j] = -math::infinity<T>();
+  }
+}
+
+// Where exponents are rounded to a narrower T they must be small: starts from the first panel's top.
+template <typename T, typename A>
+void find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x, const A* row_scale, const A* row_norm,
+               std::int64_t column, int first, int rows, KdeRow* state, A* top, T* tile) {
+  fill(b, x, top, row_scale, row_norm, column, kPanel<A>, tile);
+  leave_out(b, column, kPanel<A>, first, rows, tile);
+  for (int r = 0; r < rows; ++r) {
+    T most = -math::infinity<T>();
+    for (int j = 0; j < kPanel<A>; ++j) most = std::max(most, tile[r * kTileStride<T> + j]);
+    if (state[r].fresh && most > -math::infinity<T>()) {
+      state[r].top = std::ceil(static_cast<double>(most)) + static_cast<double>(top[r]);
+      top[r] = static_cast<A>(state[r].top);
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T, typename A> KdeShape kde_shape(const KdeBlock<T, A>*) {
+  return {kRows, kPanel<A>, kPanel<T>, kTile<T>, kLanesOf<T>, kVectors};
+}
+
+template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
+  const KdeBlock<T, A>& b = *block;
+  const std::int64_t d = b.call->d, groups = (b.count + kRows - 1) / kRows;
+  constexpr bool narrow = sizeof(T) < sizeof(A);
+  const bool raw = !b.gaussian;
+  const Fill<T, A> fill = choose_fill<T, A>(b);
+  const Finish<T, A> finish = choose_finish<T, A>(b.call->kernel);
+  const FlushSubnormals flush;
+  AlignedArray<A> x;
+  x.resize(groups * kRows * d);
+  pack_queries(b, x.get());
+  const std::unique_ptr<Workspace<T, A>> work(new Workspace<T, A>);
+  T* tile = work->tile;
+  AlignedArray<T> query;  // padded, for the signs of y - x
+  if (b.signs) {
+    query.resize(b.value_stride);
+    std::fill(query.get(), query.get() + b.value_stride, T(0));
+  }
+
+  const std::int64_t bytes = d * static_cast<std::int64_t>(sizeof(A)) +
+                             (b.values ? b.value_stride * static_cast<std::int64_t>(sizeof(T)) : 0);
+  const std::int64_t step = std::clamp<std::int64_t>(kTileBytes / (bytes * kPanel<T>), 1, kTile<T> / kPanel<T>) * kPanel<T>;
+  for (std::int64_t column = b.column_begin; column < b.column_end; column += step) {
+    const std::int64_t count = std::min(step, b.column_end - column);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const int first = static_cast<int>(g) * kRows, rows = std::min(kRows, b.count - first);
+      const A* xg = x.get() + first * d;
+      A top[kRows] = {}, row_scale[kRows] = {}, row_norm[kRows] = {};
+      bool fresh = false;
+      for (int r = 0; r < rows; ++r) {
+        top[r] = static_cast<A>(b.rows[first + r].top);
+        row_scale[r] = b.row_scale[first + r], row_norm[r] = b.row_norm[first + r];
+        fresh = fresh || b.rows[first + r].fresh;
+      }
+      if (narrow && fresh && !b.fixed)
+        find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
+      fill(b, xg, top, row_scale, row_norm, column, count, tile);
+      if (!raw) leave_out(b, column, count, first, rows, tile);
+      if (narrow && !b.fixed) {
+        bool again = false;
+        for (int r = 0; r < rows; ++r) {
+          KdeRow& row = b.rows[first + r];
+          const T most = row_max(tile + r * kTileStride<T>, count);
+          if (!(most > T(64))) continue;
+          const double up = std::ceil(static_cast<double>(most));
+          if (row.fresh) row.top += up;
+          else raise_top(row, up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
+          top[r] = static_cast<A>(row.top), again = true;
+        }
+        if (again) {
+          fill(b, xg, top, row_scale, row_norm, column, count, tile);
+          leave_out(b, column, count, first, rows, tile);
+        }
+      }
+      bool any = false, hasty = !raw && (b.fixed || (!fresh && !narrow));
+      KdeRow before[kRows];
+      std::copy(b.rows + first, b.rows + first + rows, before);
+      for (int r = 0; r < rows; ++r) {
+        const int i = first + r;
+        T* w = tile + r * kTileStride<T>;
+        T* sums = b.sums + i * b.value_stride;
+        Row found;
+        if (hasty) {
+          found = hasty_row(b, w, column, count, b.rows[i]);
+          if (found == Row::overflow) {  // start again, with care
+            std::copy(before, before + rows, b.rows + first);
+            fill(b, xg, top, row_scale, row_norm, column, count, tile);
+            leave_out(b, column, count, first, rows, tile);
+            hasty = any = false, r = -1;
+            continue;
+          }
+        } else {
+          found = finish(b, w, column, count, raw ? excluded(b, i, column) : -1, static_cast<T>(row_scale[r]),
+                         &work->factors, b.rows[i], sums);
+        }
+        any = any || found == Row::counts;
+        if (b.signs && found == Row::counts) {
+          const T* from = static_cast<const T*>(b.call->x) + (b.queries ? b.queries[i] : b.query_begin + i) * d;
+          std::copy(from, from + d, query.get());
+          add_signs(b, w, column, count, query.get(), sums);
+        }
+      }
+      if (b.values && !b.signs && any)
+        add_values(b, tile, column, count, rows, b.sums + first * b.value_stride);
+    }
+  }
+}
+
+#define FK_INSTANTIATE(T, A)                                \
+  template KdeShape kde_shape<T, A>(const KdeBlock<T, A>*); \
+  template void kde_block<T, A>(const KdeBlock<T, A>*);     \
+  template double kde_centre<T, A>(const T*, const double*, std::int64_t, A*);
+FK_INSTANTIATE(float, float)
+FK_INSTANTIATE(double, double)
+FK_INSTANTIATE(float, double)
+#undef FK_INSTANTIATE
+template bool kde_add_row<float>(const float*, std::int64_t, double*, double*);
+template bool kde_add_row<double>(const double*, std::int64_t, double*, double*);
+
+}  // namespace fokker::cpu::FK_ISA

@@ -1,0 +1,284 @@
+// One pass of the density sums over some queries: packs the data, splits the work over threads, merges and finishes.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kde_plan.h"
+#include "cpu/kde_scan.h"
+#include "cpu/parallel.h"
+
+namespace fokker::cpu {
+
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
+// Working memory: packed data, sums of values, packed queries of a block.
+constexpr std::int64_t kChunkBytes = 32 << 20, kSumBytes = 8 << 20, kGroupRows = 1 << 16, kQueryBytes = 1 << 20;
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// One pass over some of the queries with exponentials in T and coordinates in A.
+template <typename T, typename A> class KdePass {
+ public:
+  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric) : call_(call), scan_(scan) {
+    KdeBlock<T, A>& b = block_;
+    b.call = &call;
+    b.metric = metric;
+    b.gaussian = call.kernel == math::Kernel::gaussian;
+    b.general = call.bandwidth_kind != KdeSums::Bandwidth::one;
+    b.fixed = call.shift != nullptr;
+    b.moments = call.square || call.delta;
+    b.values = call.values && call.weighting != KdeSums::Values::none;
+    b.by_slope = call.weighting == KdeSums::Values::slope;
+    b.signs = b.values && b.by_slope && call.kernel == math::Kernel::laplace;
+    b.negligible = (sizeof(T) == 4 ? 27 : 56) + std::log2(static_cast<double>(call.m));
+    b.negligible_sum = std::exp2(-b.negligible);
+    b.centre = metric == Metric::product ? scan.centre.data() : nullptr;
+    kernel_ = choose_kernel(), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
+    relative_ = b.by_slope || !call.v;  // the values are y - x_i
+    dv_ = relative_ ? call.d : call.dv;
+    const std::int64_t vectors = b.values ? ceil_div(dv_, shape_.lanes) : 0, wide = shape_.panel_vectors;
+    b.value_stride = vectors * shape_.lanes;
+    b.width = vectors ? ceil_div(vectors, ceil_div(vectors, wide)) * shape_.lanes : shape_.lanes;
+    // The exponent's scale as the kernel has it, so that norms and products belong to the same bandwidth.
+    if (call.bandwidth_kind == KdeSums::Bandwidth::one) {
+      const double h = call.bandwidth[0];
+      b.scale = static_cast<A>(metric == Metric::product ? kLog2E / (h * h) : -0.5 * kLog2E / (h * h));
+    }
+  }
+
+  // Rows `queries` (null: 0, 1, ...) of the call, n of them.
+  void run(const std::int64_t* queries, std::int64_t n) {
+    const std::int64_t column_bytes =
+        call_.d * static_cast<std::int64_t>(sizeof(A)) + block_.value_stride * static_cast<std::int64_t>(sizeof(T)) + 48;
+    const std::int64_t columns = std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.tile * shape_.tile, shape_.unit * 4);
+    const std::int64_t chunks = ceil_div(call_.m, columns);
+    const std::int64_t most_rows = std::max<std::int64_t>(kQueryBytes / (call_.d * sizeof(A)) / shape_.rows * shape_.rows, shape_.rows);
+    const std::int64_t block_rows = std::min<std::int64_t>(most_rows, n >= 4096 ? 128 : 64);
+    const std::int64_t tiles = ceil_div(std::min(columns, call_.m), shape_.tile);
+    const std::int64_t splits = std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));
+    std::int64_t group = kGroupRows;
+    if (block_.values) group = std::min<std::int64_t>(group, kSumBytes / (block_.value_stride * sizeof(T) * splits));
+    group = std::max<std::int64_t>(group / block_rows, 1) * block_rows;
+    for (std::int64_t first = 0; first < n; first += group) {
+      const std::int64_t count = std::min(group, n - first);
+      start(queries, first, count, splits);
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        if (chunks > 1 || first == 0) pack(c * columns, std::min(columns, call_.m - c * columns));
+        const std::int64_t blocks = ceil_div(count, block_rows);
+        const std::int64_t per_split = ceil_div(ceil_div(chunk_.padded, splits), shape_.unit) * shape_.unit;
+        parallel_for(blocks * splits, 1, [&](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t item = begin; item < end; ++item) {
+            const std::int64_t at = item / splits * block_rows, split = item % splits;
+            KdeBlock<T, A> b = block_;
+            b.chunk = &chunk_;
+            b.column_begin = std::min(split * per_split, chunk_.padded);
+            b.column_end = std::min(b.column_begin + per_split, chunk_.padded);
+            b.queries = queries ? queries + first + at : nullptr;
+            b.query_begin = first + at;
+            b.count = static_cast<int>(std::min(block_rows, count - at));
+            b.row_scale = row_scale_.get() + at, b.row_norm = row_norm_.get() + at;
+            b.rows = rows_.data() + split * count + at;
+            b.sums = sums_.get() + (split * count + at) * b.value_stride;
+            if (b.column_begin < b.column_end) kernel_(&b);
+          }
+        });
+      }
+      parallel_for(count, 64, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          for (std::int64_t s = 1; s < splits; ++s) merge(i, s * count + i);
+          finish(i, queries ? queries[first + i] : first + i);
+        }
+      });
+    }
+  }
+
+ private:
+  using Kernel = void (*)(const KdeBlock<T, A>*);
+  using Shape = KdeShape (*)(const KdeBlock<T, A>*);
+  using Centre = double (*)(const T*, const double*, std::int64_t, A*);
+  static Centre choose_centre() { return FK_PER_ISA_OVERLOAD(kde_centre, Centre); }
+  static Kernel choose_kernel() { return FK_PER_ISA_OVERLOAD(kde_block, Kernel); }
+  static Shape choose_shape() { return FK_PER_ISA_OVERLOAD(kde_shape, Shape); }
+
+  double inverse_square(double h) const { return 1 / (call_.kernel == math::Kernel::laplace ? h : h * h); }
+
+  // The part of the exponent (base 2) that the product form leaves to the end.
+  double rest(std::int64_t i) const {
+    if (block_.metric != Metric::product || call_.bandwidth_kind == KdeSums::Bandwidth::per_datum) return 0;
+    const double scale = call_.bandwidth_kind == KdeSums::Bandwidth::one ? static_cast<double>(block_.scale)
+                                                                : static_cast<double>(row_scale_[i]);
+    return -0.5 * scale * norms_[i];
+  }
+
+  void start(const std::int64_t* queries, std::int64_t first, std::int64_t count, std::int64_t splits) {
+    rows_.assign(static_cast<std::size_t>(count * splits), KdeRow());
+    row_scale_.resize(count), row_norm_.resize(count);
+    sums_.resize(std::max<std::int64_t>(count * splits * block_.value_stride, 1));
+    std::fill(sums_.get(), sums_.get() + count * splits * block_.value_stride, T(0));
+    parts_.assign(block_.fixed ? count : 0, 0.0);
+    norms_.assign(count, 0.0);
+    const T* x = static_cast<const T*>(call_.x);
+    parallel_for(block_.centre ? count : 0, 1 + 4096 / call_.d, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i)
+        norms_[i] = centre_(x + (queries ? queries[first + i] : first + i) * call_.d, block_.centre, call_.d, nullptr);
+    });
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t query = queries ? queries[first + i] : first + i;
+      const double h = call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[query] : 1.0;
+      double scale = inverse_square(h), norm = 0;
+      if (block_.gaussian) {
+        scale *= (block_.metric == Metric::product ? 1.0 : -0.5) * kLog2E;
+        if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum && block_.metric == Metric::product) norm = -0.5 * norms_[i];
+      } else if (call_.bandwidth_kind == KdeSums::Bandwidth::one) scale = inverse_square(call_.bandwidth[0]);
+      row_scale_[i] = static_cast<A>(scale), row_norm_[i] = static_cast<A>(norm);
+      if (block_.fixed) {
+        const double top = (call_.shift[query] - scan_.top_bias) * kLog2E - rest(i);
+        const double whole = std::isfinite(top) ? std::rint(top) : 0;
+        parts_[i] = std::exp2(whole - top);
+        for (std::int64_t s = 0; s < splits; ++s) rows_[s * count + i].top = whole;
+      }
+    }
+  }
+
+  void pack(std::int64_t begin, std::int64_t count) {
+    KdeChunk<T, A>& c = chunk_;
+    const std::int64_t d = call_.d, panel = shape_.panel, stride = block_.value_stride;
+    c.begin = begin, c.count = count, c.padded = ceil_div(count, shape_.unit) * shape_.unit;
+    c.panels.resize(c.padded * d);
+    c.values.resize(std::max<std::int64_t>(c.padded * stride, 1));
+    for (AlignedArray<A>* a : {&c.term, &c.norm, &c.scale}) a->resize(c.padded);
+    for (AlignedArray<T>* a : {&c.bias, &c.weight, &c.slope}) a->resize(c.padded);
+    parallel_for(c.padded / panel, 1 + 4096 / (panel * d), [&](std::int64_t begin_panel, std::int64_t end_panel) {
+      for (std::int64_t p = begin_panel; p < end_panel; ++p) pack_panel(p * panel);
+    });
+  }
+
+  bool used(std::int64_t j) const { return j < chunk_.count && !scan_.dropped(chunk_.begin + j); }
+
+  void pack_panel(std::int64_t first) {
+    constexpr std::int64_t length = 64, most = 64;
+    const std::int64_t d = call_.d, panel = shape_.panel, stride = block_.value_stride;
+    const T *y = static_cast<const T*>(call_.y), *v = static_cast<const T*>(call_.v);
+    A rows[most][length];
+    double norms[most] = {};
+    A* out = chunk_.panels.get() + first * d;
+    for (std::int64_t k = 0; k < d; k += length) {
+      const std::int64_t count = std::min(length, d - k);
+      for (std::int64_t j = 0; j < panel; ++j) {
+        const std::int64_t datum = chunk_.begin + first + j;
+        if (used(first + j)) norms[j] += centre_(y + datum * d + k, block_.centre ? block_.centre + k : nullptr, count, rows[j]);
+        else std::fill(rows[j], rows[j] + count, A(0));
+      }
+      for (std::int64_t i = 0; i < count; ++i)
+        for (std::int64_t j = 0; j < panel; ++j) out[(k + i) * panel + j] = rows[j][i];
+    }
+    for (std::int64_t j = first; j < first + panel; ++j) {
+      const std::int64_t datum = chunk_.begin + j;
+      const bool real = used(j);
+      pack_terms(j, datum, real, norms[j - first]);
+      for (std::int64_t at = 0; at < stride; at += block_.width) {
+        const std::int64_t width = std::min(block_.width, stride - at), count = std::min(width, dv_ - at);
+        T* row = chunk_.values.get() + at * chunk_.padded + j * width;
+        std::fill(row, row + width, T(0));
+        if (!real) continue;
+        const T* from = relative_ ? y + datum * call_.d + at : v + datum * dv_ + at;
+        if (!relative_ || block_.signs) std::copy(from, from + count, row);
+        else
+          for (std::int64_t k = 0; k < count; ++k) row[k] = static_cast<T>(static_cast<double>(from[k]) - scan_.centre[at + k]);
+      }
+    }
+  }
+
+  void pack_terms(std::int64_t j, std::int64_t datum, bool real, double norm) {
+    KdeChunk<T, A>& c = chunk_;
+    double bias = -kInfinity, scale = 1, slope = 1, weight = 1;
+    if (real) {
+      bias = call_.bias ? (call_.bias[datum] - scan_.top_bias) * kLog2E : 0;
+      if (call_.weight) block_.fixed ? void(weight = call_.weight[datum]) : void(bias += std::log2(call_.weight[datum]));
+      if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum) scale = slope = inverse_square(call_.bandwidth[datum]);
+    }
+    double term = bias;
+    if (block_.gaussian && real && block_.metric == Metric::product && !block_.general)
+      term -= 0.5 * static_cast<double>(block_.scale) * norm;
+    c.term[j] = static_cast<A>(term);
+    c.norm[j] = static_cast<A>(block_.metric == Metric::product ? -0.5 * norm : 0.0);
+    c.scale[j] = static_cast<A>(scale);
+    c.slope[j] = static_cast<T>(slope);
+    c.weight[j] = static_cast<T>(weight);
+    c.bias[j] = static_cast<T>(block_.gaussian && !std::isfinite(bias) ? 0.0 : bias);  // a moment takes it off the exponent
+  }
+
+  void merge(std::int64_t to, std::int64_t from) {
+    KdeRow &a = rows_[to], &b = rows_[from];
+    const std::int64_t stride = block_.value_stride;
+    T *va = sums_.get() + to * stride, *vb = sums_.get() + from * stride;
+    if (!block_.fixed) {
+      if (b.fresh) return;
+      if (a.fresh) {
+        a = b;
+        std::copy(vb, vb + stride, va);
+        return;
+      }
+      const double top = std::max(a.top, b.top);
+      lower(a, top - a.top, va), lower(b, top - b.top, vb);
+    }
+    a.sum += b.sum, a.square += b.square, a.delta += b.delta, a.slope += b.slope;
+    for (std::int64_t k = 0; k < stride; ++k) va[k] += vb[k];
+  }
+  void lower(KdeRow& row, double up, T* sums) const {
+    if (up == 0) return;
+    const double factor = std::exp2(-up);
+    row.top += up;
+    row.delta = (block_.gaussian ? row.delta - up * row.sum : row.delta) * factor;
+    row.sum *= factor, row.slope *= factor, row.square *= factor * factor;
+    for (std::int64_t k = 0; k < block_.value_stride; ++k) sums[k] *= static_cast<T>(factor);
+  }
+
+  void finish(std::int64_t i, std::int64_t query) {
+    KdeRow row = rows_[i];
+    const double norm = scan_.query_norm[query], h = call_.bandwidth_kind == KdeSums::Bandwidth::one ? call_.bandwidth[0]
+                        : call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[query] : 1.0;
+    const bool nan = norm != norm || scan_.poisoned || (block_.fixed && call_.shift[query] != call_.shift[query]);
+    const bool empty = norm == kInfinity || (!block_.fixed && !(row.sum > 0)) || (block_.fixed && !std::isfinite(call_.shift[query]));
+    const double left_out = nan || empty ? 0 : rest(i);
+    double log_sum = kLn2 * (row.top + std::log2(row.sum) + left_out) + scan_.top_bias, factor = 1 / row.sum;
+    double delta = row.delta, square = row.square * factor * factor;
+    if (block_.gaussian) delta = -2 * kLn2 * (row.delta + (row.top + left_out) * row.sum);
+    if (block_.fixed) factor = parts_[i], log_sum = row.sum * factor, square = row.square * factor * factor;
+    if (nan) log_sum = square = delta = kNaN, factor = kNaN;
+    else if (empty) log_sum = block_.fixed ? 0 : -kInfinity, square = delta = factor = 0;
+    if (call_.log_sum) call_.log_sum[query] = log_sum;
+    if (call_.square) call_.square[query] = square;
+    if (call_.delta) call_.delta[query] = delta * factor;
+    if (!block_.values) return;
+    T* out = static_cast<T*>(call_.values) + query * dv_;
+    const T *sums = sums_.get() + i * block_.value_stride, *x = static_cast<const T*>(call_.x) + query * call_.d;
+    const double scale = factor * (block_.by_slope ? inverse_square(h) : 1.0);
+    for (std::int64_t k = 0; k < dv_; ++k) {
+      double value = static_cast<double>(sums[k]);
+      if (relative_ && !block_.signs && !empty) value -= row.slope * (static_cast<double>(x[k]) - scan_.centre[k]);
+      out[k] = static_cast<T>(nan ? kNaN : empty ? 0.0 : value * scale);
+    }
+  }
+
+  const KdeSums& call_;
+  const KdeScan& scan_;
+  KdeBlock<T, A> block_{};
+  KdeChunk<T, A> chunk_;
+  KdeShape shape_{};
+  Kernel kernel_;
+  Centre centre_;
+  bool relative_;
+  std::int64_t dv_;
+  std::vector<KdeRow> rows_;
+  std::vector<double> norms_;  // |x|^2 as packed
+  std::vector<double> parts_;  // what rounding the fixed top took off, as a factor
+  AlignedArray<A> row_scale_, row_norm_;
+  AlignedArray<T> sums_;
+};
+
+}  // namespace fokker::cpu

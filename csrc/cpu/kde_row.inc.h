@@ -1,0 +1,158 @@
+// One query's row of a tile: exponents to weights, their sums, and the running top exponent.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/kde_tile.inc.h"
+#include "math/kde_kernel.h"
+
+namespace fokker::cpu::FK_ISA {
+namespace {
+
+template <typename T> constexpr T kHeadroom = T(8);   // exponents may pass the top by this much before it is raised
+template <typename T> constexpr T kLowest = sizeof(T) == 4 ? T(-150) : T(-1080);  // 2^x is 0 from here on
+
+template <typename T> constexpr T kMost = sizeof(T) == 4 ? T(1e37) : T(1e307);    // squared distances beyond: 0 * inf
+
+constexpr double kMostHasty = 256;  // sum of a row of a tile that was not searched for its largest exponent
+
+enum class Pairing { plain, weighted, factors };  // weights e, u e, or F u e with gradient weights G u e
+
+// A row of F, G and q beside its exponents.
+template <typename T> struct Factors {
+  alignas(64) T weight[kTile<T>], slope[kTile<T>], q[kTile<T>];
+};
+
+// Sums relative to the top are moved to a top that is higher by `up`.
+template <typename T> inline void raise_top(KdeRow& row, double up, bool gaussian, std::int64_t stride, T* sums) {
+  const double factor = std::exp2(-up);
+  row.top += up;
+  row.delta = (gaussian ? row.delta - up * row.sum : row.delta) * factor;
+  row.sum *= factor, row.slope *= factor, row.square *= factor * factor;
+  for (std::int64_t k = 0; k < stride; ++k) sums[k] *= static_cast<T>(factor);
+}
+
+template <typename T> inline T row_max(const T* t, std::int64_t count) {
+  Vec<T> top[2] = {all(-math::infinity<T>()), all(-math::infinity<T>())};
+  std::int64_t j = 0;
+  for (; j + 2 * kLanesOf<T> <= count; j += 2 * kLanesOf<T>) {
+    top[0] = max(top[0], load(t + j));
+    top[1] = max(top[1], load(t + j + kLanesOf<T>));
+  }
+  if (j < count) top[0] = max(top[0], load(t + j));
+  return max_lanes(max(top[0], top[1]));
+}
+
+template <Pairing pairing, bool kMoments, bool kValues, typename T, typename A>
+__attribute__((noinline)) double sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count,
+                                       const Factors<T>* f, KdeRow& row) {
+  using V = Vec<T>;
+  constexpr int lanes = kLanesOf<T>;
+  const auto& chunk = *b.chunk;
+  const T *u = chunk.weight.get() + column, *bias = chunk.bias.get() + column, *slope = chunk.slope.get() + column;
+  const bool by_slope = b.by_slope, per_datum = b.call->bandwidth_kind == KdeSums::Bandwidth::per_datum;
+  V sum = {}, square = {}, delta = {}, total = {};
+  for (std::int64_t j = 0; j < count; j += lanes) {
+    const V x = load(t + j), e = exp2(x);
+    V w = e, g;
+    if constexpr (pairing == Pairing::weighted) w = e * load(u + j);
+    if constexpr (pairing == Pairing::factors) w = e * load(f->weight + j);
+    sum += w;
+    if constexpr (pairing == Pairing::factors) g = e * load(f->slope + j);
+    else g = w;
+    if constexpr (kMoments) {
+      square = fma(w, w, square);
+      if constexpr (pairing == Pairing::factors) delta = fma(g, load(f->q + j), delta);
+      else delta = fma(w, V(max(x, all(kLowest<T>)) - load(bias + j)), delta);
+    }
+    if constexpr (kValues) {
+      V out = w;
+      if constexpr (pairing == Pairing::factors) out = by_slope ? g : w;
+      if (by_slope && per_datum) out = out * load(slope + j);
+      total += out;
+      store(t + j, out);
+    }
+  }
+  const double here = add_lanes(sum);
+  row.sum += here;
+  if constexpr (kMoments) row.square += add_lanes(square), row.delta += add_lanes(delta);
+  if constexpr (kValues) row.slope += add_lanes(total);
+  return here;
+}
+
+enum class Row { counts, negligible, overflow };
+
+template <Pairing pairing, typename T, typename A>
+inline double sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
+                      KdeRow& row) {
+  if (b.moments) return b.values ? sum_row<pairing, true, true>(b, t, column, count, f, row)
+                                 : sum_row<pairing, true, false>(b, t, column, count, f, row);
+  return b.values ? sum_row<pairing, false, true>(b, t, column, count, f, row)
+                  : sum_row<pairing, false, false>(b, t, column, count, f, row);
+}
+
+// Raises the top where the row demands it, then sums.
+template <Pairing pairing, typename T, typename A>
+inline Row finish_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
+                      KdeRow& row, T* sums) {
+  const T top = row_max(t, count);
+  const T least = b.fixed ? kLowest<T> : row.fresh ? -math::infinity<T>() : static_cast<T>(-b.negligible);
+  if (!(top > least)) {
+    if (b.values)
+      for (std::int64_t j = 0; j < count; ++j) t[j] = T(0);
+    return Row::negligible;
+  }
+  if (!b.fixed && (row.fresh || top > kHeadroom<T>)) {
+    const double up = std::ceil(static_cast<double>(top));
+    if (row.fresh) row.top += up, row.fresh = false;
+    else raise_top(row, up, b.gaussian, b.value_stride, sums);
+    const T shift = static_cast<T>(up);
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j) t[j] -= shift;
+  }
+  sum_row<pairing>(b, t, column, count, f, row);
+  return Row::counts;
+}
+
+// Without looking for the largest exponent: a row that has seen data rarely meets one that is much larger, and shows it
+// in its sum.
+template <typename T, typename A>
+Row hasty_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, KdeRow& row) {
+  const Factors<T>* none = nullptr;
+  if (b.fixed) return sum_row<Pairing::weighted>(b, t, column, count, none, row), Row::counts;
+  const double sum = sum_row<Pairing::plain>(b, t, column, count, none, row);
+  return sum < kMostHasty ? sum > b.negligible_sum ? Row::counts : Row::negligible : Row::overflow;
+}
+
+template <typename T, typename A>
+Row gaussian_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, std::int64_t, T, Factors<T>*,
+                  KdeRow& row, T* sums) {
+  return b.fixed ? finish_row<Pairing::weighted>(b, t, column, count, static_cast<const Factors<T>*>(nullptr), row, sums)
+                 : finish_row<Pairing::plain>(b, t, column, count, static_cast<const Factors<T>*>(nullptr), row, sums);
+}
+
+// t holds squared (laplace: L1) distances.
+template <math::Kernel kernel, typename T, typename A>
+Row kernel_row(const KdeBlock<T, A>& b, T* __restrict t, std::int64_t column, std::int64_t count,
+                std::int64_t excluded, T row_scale, Factors<T>* __restrict f, KdeRow& row, T* sums) {
+  const auto& chunk = *b.chunk;
+  const T *__restrict u = chunk.weight.get() + column, *__restrict bias = chunk.bias.get() + column;
+  const A* __restrict scale = chunk.scale.get() + column;
+  const T nu = static_cast<T>(b.call->nu), p = static_cast<T>(0.5 * (b.call->nu + static_cast<double>(b.call->d)));
+  const T top = static_cast<T>(row.top);
+#pragma omp simd
+  for (std::int64_t j = 0; j < count; ++j) {
+    const T q = math::min(t[j] * row_scale * static_cast<T>(scale[j]), kMost<T>);
+    const auto pair = math::kernel_pair<kernel>(q, nu, p);
+    f->weight[j] = pair.weight * u[j];
+    f->slope[j] = pair.slope * u[j];
+    f->q[j] = q;
+    const T exponent = math::mad(pair.exponent, T(1.4426950408889634074), bias[j]) - top;
+    t[j] = math::is_compact(kernel) && !(pair.weight > T(0)) ? -math::infinity<T>() : exponent;
+  }
+  if (excluded >= 0 && excluded < count) t[excluded] = -math::infinity<T>();
+  return finish_row<Pairing::factors>(b, t, column, count, f, row, sums);
+}
+
+}  // namespace
+}  // namespace fokker::cpu::FK_ISA

@@ -1,0 +1,83 @@
+"""fokker's CUDA kernels, which write into the tensors they are given; by tools/native_stubs.py."""
+
+import torch
+
+def bessel(function: int, v: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None: ...
+def bessel_grad(
+    function: int, v: torch.Tensor, x: torch.Tensor, dv: torch.Tensor | None, dx: torch.Tensor | None
+) -> None: ...
+def bessel_hess(
+    function: int,
+    v: torch.Tensor,
+    x: torch.Tensor,
+    dvv: torch.Tensor | None,
+    dvx: torch.Tensor | None,
+    dxx: torch.Tensor | None,
+) -> None: ...
+def device_count() -> int: ...
+def init(tensor: type, parameter: type, cuda_error: object) -> None: ...
+def random_fill(
+    kind: int,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    stream: int,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    element_offset: int,
+    out: torch.Tensor,
+) -> None: ...
+def random_sum(
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    element_offset: int,
+    coefficients: torch.Tensor,
+    nodes: torch.Tensor,
+    out: torch.Tensor,
+) -> None: ...
+def resultant(x: torch.Tensor, weights: torch.Tensor | None, partial: torch.Tensor, out: torch.Tensor) -> None: ...
+def row_logsumexp(logits: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, softmax: bool) -> None: ...
+def vmf_bregman(
+    dim: int,
+    concentration_p: torch.Tensor,
+    concentration_q: torch.Tensor,
+    value: torch.Tensor | None,
+    d_p: torch.Tensor | None,
+    d_q: torch.Tensor | None,
+) -> None: ...
+def vmf_cosine_gradient(
+    dim: int,
+    concentration: torch.Tensor,
+    mean_resultant: torch.Tensor,
+    complement: torch.Tensor,
+    w: torch.Tensor,
+    one_minus_w: torch.Tensor,
+    out: torch.Tensor,
+) -> None: ...
+def vmf_log_prob(
+    x: torch.Tensor, mean_direction: torch.Tensor, concentration: torch.Tensor, out: torch.Tensor
+) -> None: ...
+def vmf_sample(
+    mean_direction: torch.Tensor,
+    concentration: torch.Tensor,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    seed: int,
+    step: int,
+    out: torch.Tensor,
+    w: torch.Tensor,
+    one_minus_w: torch.Tensor,
+) -> None: ...
+def vmf_sample_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    mean_direction: torch.Tensor,
+    w: torch.Tensor,
+    one_minus_w: torch.Tensor,
+    grad_mean: torch.Tensor,
+    grad_cosine: torch.Tensor,
+) -> None: ...
+def vmf_scalar(function: int, dim: int, concentration: torch.Tensor, out: torch.Tensor) -> None: ...

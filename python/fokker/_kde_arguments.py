@@ -1,0 +1,244 @@
+"""The arguments of density sums: checked, promoted and brought into the three-dimensional form of the ops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import vmf
+from ._kde_ops import NOTHING, sums
+from ._op import _functorch_level, _is_compiling
+from .reference.kde import KERNELS as OP_KERNELS
+from .reference.kde import log_normalizer
+
+PRECISIONS = ("highest", "high", "fast")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Queries (B, N, d), data (B, M, d), bandwidth (B, 1, 1), (B, N, 1) or (B, 1, M), bias (B, M); their first form."""
+
+    function: str
+    x: Tensor
+    y: Tensor
+    bandwidth: Tensor
+    bias: Tensor | None
+    #: log of the weight that a row is divided by: (B, 1) or (B, N), or None
+    log_total: Tensor | float | None
+    kernel: str
+    nu: float
+    exclude: int
+    highest: bool
+    batch: torch.Size
+    dtype: torch.dtype
+    numpy: bool
+
+    @property
+    def vmf(self) -> bool:
+        """Whether this is the kernel of inner products on the sphere."""
+        return self.kernel == "vmf"
+
+    def sums(self, outputs: int, values: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The op on these arguments."""
+        kernel = {"vmf": "gaussian", "cauchy": "student_t"}.get(self.kernel, self.kernel)
+        bias = self.bias
+        if self.vmf:  # exp(x.y / h^2) is a gaussian with weights exp(|y|^2 / 2h^2) and a factor exp(|x|^2 / 2h^2)
+            if self.bandwidth.shape[1] != 1:
+                raise ValueError(f"{self.function}: kernel='vmf' needs one bandwidth, got one a query")
+            extra = (self.y.double() / self.bandwidth).square().sum(-1) * 0.5
+            bias = extra if bias is None else bias + extra
+        index = OP_KERNELS.index(kernel)
+        return sums(self.x, self.y, self.bandwidth, bias, values, index, self.nu, self.exclude, outputs, self.highest)
+
+    def vmf_row(self) -> Tensor:
+        """The row factor of the vmf kernel K = exp((x.y - 1) / h^2), as a logarithm."""
+        inverse = self.bandwidth[..., 0].square().reciprocal()
+        return (0.5 * self.x.double().square().sum(-1) - 1.0) * inverse
+
+    def normalised(self, log_sum: Tensor) -> Tensor:
+        """The log density of a log-sum; bandwidths by datum are in the bias already."""
+        d = self.x.shape[-1]
+        if self.vmf:
+            k = self.bandwidth[..., 0].square().reciprocal()
+            return log_sum + (0.5 * self.x.double().square().sum(-1)) * k + vmf.log_normalizer(d, k) - self._total()
+        log_sum = log_sum - self._total() - log_normalizer(_named(self.kernel), d, self.nu)
+        return log_sum if self.bandwidth.shape[2] != 1 else log_sum - d * torch.log(self.bandwidth[..., 0])
+
+    def _total(self) -> Tensor | float:
+        return 0.0 if self.log_total is None else self.log_total
+
+    def times_exp(self, value: Tensor, log_sum: Tensor) -> Tensor:
+        """value * exp(log_sum), with the row factor of the vmf kernel."""
+        if self.vmf:
+            row = self.vmf_row()
+            log_sum = log_sum + (row if log_sum.dim() == 2 else row[..., None])
+        return (value.double() * torch.exp(log_sum)).to(value.dtype)
+
+    def widened(self) -> Call:
+        """The same in float64."""
+        return replace(self, x=self.x.double(), y=self.y.double())
+
+    def with_bias(self, bias: Tensor) -> Call:
+        """The same with one more bias on the data."""
+        return replace(self, bias=bias.double() if self.bias is None else self.bias + bias.double())
+
+    def like_data(self, value: Any, name: str, features: int) -> Tensor:
+        """``value`` (..., M) or (..., M, dv) in the form (B, M) or (B, M, dv), in the compute dtype."""
+        return self._aligned(value, name, features, self.y.shape[1], "M", self.x.dtype if features else torch.float64)
+
+    def like_queries(self, value: Any, name: str) -> Tensor:
+        """``value`` (..., N) in the form (B, N), float64."""
+        return self._aligned(value, name, 0, self.x.shape[1], "N", torch.float64)
+
+    def _aligned(self, value: Any, name: str, features: int, rows: int, letter: str, dtype: torch.dtype) -> Tensor:
+        t = _tensor(self.function, name, value, self.x.device).to(dtype)
+        if t.dim() < 1 + features or t.shape[t.dim() - 1 - features] != rows:
+            want = f"(..., {letter}={rows}{', dv' if features else ''})"
+            raise ValueError(f"{self.function}: {name} must have shape {want}, got {tuple(t.shape)}")
+        tail = t.shape[t.dim() - 1 - features :]
+        try:
+            return t.expand(*self.batch, *tail).reshape(math.prod(self.batch), *tail)
+        except RuntimeError:
+            raise ValueError(
+                f"{self.function}: {name} {tuple(t.shape)} does not broadcast to the batch {tuple(self.batch)}"
+            ) from None
+
+
+def _named(kernel: str) -> str:
+    return "student_t" if kernel == "cauchy" else kernel
+
+
+def _tensor(function: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    t = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=device)
+    if t.layout is not torch.strided or t.is_nested:
+        kind = "a nested tensor" if t.is_nested else f"layout {t.layout}"
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
+    if t.is_complex():
+        raise TypeError(f"{function}: {name} must be real, got dtype {t.dtype}")
+    if device is not None and t.device != device and t.dim():
+        raise TypeError(f"{function}: {name} must be on {device} as x is, got {t.device}")
+    if not t.is_floating_point():
+        t = t.to(torch.get_default_dtype())
+    return t if device is None else t.to(device)
+
+
+def _bandwidth(function: str, value: Any, shape: torch.Size, device: torch.device) -> Tensor:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not value > 0 or math.isinf(value):
+            raise ValueError(f"{function}: bandwidth must be a positive number, got {value}")
+        return torch.full((math.prod(shape[:-2]), 1, 1), float(value), dtype=torch.float64, device=device)
+    h = _tensor(function, "bandwidth", value, device).double()
+    h = torch.where(h > 0, h, torch.nan)
+    padded = h.reshape(*(1,) * (2 - h.dim()), *h.shape) if h.dim() < 2 else h
+    try:
+        torch.broadcast_shapes(padded.shape, shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{function}: bandwidth {tuple(h.shape)} does not broadcast to the pairs {tuple(shape)}"
+        ) from None
+    if padded.dim() > len(shape):
+        raise ValueError(f"{function}: bandwidth {tuple(h.shape)} has more dimensions than the pairs {tuple(shape)}")
+    tail = padded.shape[-2:]
+    if tail[0] != 1 and tail[1] != 1:
+        raise ValueError(
+            f"{function}: bandwidth must vary along the queries (N, 1) or along the data (M,), not along both; "
+            f"got {tuple(h.shape)}"
+        )
+    return padded.expand(*shape[:-2], *tail).reshape(math.prod(shape[:-2]), *tail)
+
+
+def _weights(function: str, value: Any, c: Call, exclude_self: bool) -> tuple[Tensor, Tensor]:
+    # log weights, and the logarithm of what a row is divided by
+    w = c.like_data(value, "weights", 0)
+    # only where nobody waits for a device: elsewhere negative weights and sums of zero give NaN
+    traced = _is_compiling() or _functorch_level() or type(w) is not Tensor
+    if w.device.type == "cpu" and not traced:
+        if bool((w < 0).any()):
+            raise ValueError(f"{function}: weights must not be negative, got {float(w.min())}")
+        if w.shape[1] and bool((w.sum(1) == 0).any()):
+            raise ValueError(f"{function}: weights must not all be zero")
+    logs = torch.where(w == 0, -torch.inf, torch.log(torch.where(w == 0, 1.0, w)))
+    total = w.sum(1, keepdim=True)
+    if exclude_self:
+        total = total - w
+    return logs, torch.where(total == 0, 0.0, torch.log(torch.where(total == 0, 1.0, total)))
+
+
+def arrange(
+    function: str,
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    weights: Any,
+    kernel: str,
+    nu: float,
+    exclude_self: bool,
+    precision: str,
+    kernels: tuple[str, ...],
+) -> Call:
+    """Check and promote the arguments of a density sum."""
+    if kernel not in kernels:
+        raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{function}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if not nu > 0 or math.isinf(nu):
+        raise ValueError(f"{function}: nu must be a positive number, got {nu}")
+    numpy = not isinstance(x, Tensor) and not isinstance(data, Tensor)
+    x = _tensor(function, "x", x)
+    y = _tensor(function, "data", data, x.device)
+    for name, t, shape in (("x", x, "(..., N, d)"), ("data", y, "(..., M, d)")):
+        if t.dim() < 2 or t.shape[-1] < 1:
+            raise ValueError(f"{function}: {name} must have shape {shape} with d >= 1, got {tuple(t.shape)}")
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"{function}: x {tuple(x.shape)} and data {tuple(y.shape)} must agree in their last dimension")
+    n, m, d = x.shape[-2], y.shape[-2], x.shape[-1]
+    if exclude_self and n != m:
+        raise ValueError(f"{function}: exclude_self needs as many queries as data, got {n} and {m}")
+    try:
+        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"{function}: the batches of x {tuple(x.shape)} and data {tuple(y.shape)} do not broadcast together"
+        ) from None
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    count = math.prod(batch)
+    h = _bandwidth(function, bandwidth, torch.Size((*batch, n, m)), x.device)
+    c = Call(
+        function,
+        x.to(compute).expand(*batch, n, d).reshape(count, n, d),
+        y.to(compute).expand(*batch, m, d).reshape(count, m, d),
+        h,
+        None,
+        None,
+        kernel,
+        1.0 if kernel == "cauchy" else float(nu),
+        0 if exclude_self else NOTHING,
+        precision == "highest",
+        batch,
+        dtype,
+        numpy,
+    )
+    if weights is not None:
+        bias, total = _weights(function, weights, c, exclude_self)
+        c = replace(c, bias=bias, log_total=total)
+    elif m:
+        c = replace(c, log_total=math.log(max(1, m - 1 if exclude_self else m)))
+    if h.shape[2] != 1 and kernel != "vmf":
+        per_datum = -d * torch.log(h[:, 0])
+        c = replace(c, bias=per_datum if c.bias is None else c.bias + per_datum)
+    elif h.shape[2] != 1:
+        raise ValueError(f"{function}: kernel='vmf' needs one bandwidth, got one a datum")
+    return c
+
+
+def restore(c: Call, value: Tensor) -> Any:
+    """A result in the batch shape and dtype of the call, as NumPy where it came as NumPy."""
+    value = value.to(c.dtype).reshape(*c.batch, *value.shape[1:])
+    return value.detach().numpy() if c.numpy else value

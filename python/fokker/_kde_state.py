@@ -1,0 +1,165 @@
+"""Density sums over data that come in chunks: out of core, streamed, or spread over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._cli.progress import progress
+from ._kde_arguments import Call, arrange, restore
+from ._kde_ops import DELTA, SLOPE, SQUARE
+
+
+class KDEState:
+    r"""The density sums of fixed queries over data seen so far: an associative, mergeable state in float64.
+
+    A row keeps its log-sum, the mean gradient, the sum of squared shares and the mean of d log w / d log h; two states
+    of the same queries merge by log-sum-exp weights, so chunks, files, processes and machines can be added in any
+    grouping. `result` is what `fokker.kde.evaluate` gives for all data at once, up to rounding.
+
+    Args:
+        x: queries ``(N, d)``, torch or NumPy.
+        bandwidth: a number, ``()`` or one a query ``(N, 1)``.
+        outputs: as in `fokker.kde.evaluate`; only what these need is summed.
+        kernel, nu, precision: as in `fokker.kde.log_prob`.
+
+    Nothing here is differentiable.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        bandwidth: Any,
+        *,
+        outputs: tuple[str, ...] = ("log_prob",),
+        kernel: str = "gaussian",
+        nu: float = 1.0,
+        precision: str = "highest",
+    ) -> None:
+        from .kde import KERNELS, check_outputs
+
+        self.outputs = check_outputs(outputs, kernel)
+        self._x, self._bandwidth = x, bandwidth
+        self._settings = (kernel, nu, False, precision, KERNELS)
+        call = self._arrange(x[:0])
+        if len(call.batch) or call.bandwidth.shape[2] != 1:
+            raise ValueError("KDEState needs queries (N, d) and a bandwidth that is one number or one a query (N, 1)")
+        self._mask = SLOPE if {"score", "posterior_mean", "laplacian"} & set(outputs) else 0
+        self._mask |= DELTA if "laplacian" in outputs else 0
+        self._mask |= SQUARE if "effective_sample_size" in outputs else 0
+        n, d = call.x.shape[1:]
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": call.x.device}
+        self.log_sum = torch.full((1, n), -torch.inf, **wide)
+        self.mean = torch.zeros(1, n, d if self._mask & SLOPE else 0, **wide)
+        self.square = torch.zeros(1, n if self._mask & SQUARE else 0, **wide)
+        self.spread = torch.zeros(1, n if self._mask & DELTA else 0, **wide)
+        #: the sum of the weights, or the number of data, so far
+        self.total = torch.zeros((), **wide)
+
+    def _arrange(self, data: Any) -> Call:
+        kernel, nu, exclude, precision, kernels = self._settings
+        c = arrange("KDEState", self._x, data, self._bandwidth, None, kernel, nu, exclude, precision, kernels)
+        c = c.widened() if "laplacian" in self.outputs else c
+        return replace(c, log_total=None)
+
+    @torch.no_grad()
+    def update(self, data: Any, weights: Any = None) -> KDEState:
+        """Add a chunk of data ``(M, d)`` with weights ``(M,)`` >= 0 (None: ones); returns the state itself."""
+        c = self._arrange(data)
+        total: Tensor | float = float(c.y.shape[1])
+        if weights is not None:
+            w = c.like_data(weights, "weights", 0)
+            if bool((w < 0).any()):
+                raise ValueError(f"KDEState: weights must not be negative, got {float(w.min())}")
+            total, c = w.sum(), c.with_bias(torch.log(w))
+        parts = c.sums(self._mask)
+        return self._add(parts[0], parts[1].double(), parts[2], parts[3], total)
+
+    def _add(self, log_sum: Tensor, mean: Tensor, square: Tensor, spread: Tensor, total: Tensor | float) -> KDEState:
+        both = torch.logaddexp(self.log_sum, log_sum)
+        shift = torch.where(both == -torch.inf, 0.0, both)
+        ours, theirs = torch.exp(self.log_sum - shift), torch.exp(log_sum - shift)
+        self.mean = ours[..., None] * self.mean + theirs[..., None] * mean
+        if self._mask & SQUARE:
+            self.square = ours.square() * self.square + theirs.square() * square
+        if self._mask & DELTA:
+            self.spread = ours * self.spread + theirs * spread
+        self.log_sum, self.total = both, self.total + total
+        return self
+
+    def merge(self, other: KDEState) -> KDEState:
+        """Add what another state of the same queries has seen; returns the state itself."""
+        if other.log_sum.shape != self.log_sum.shape or other._mask != self._mask or other._settings != self._settings:
+            raise ValueError("merge needs two states of the same queries, outputs and settings")
+        return self._add(other.log_sum, other.mean, other.square, other.spread, other.total)
+
+    def update_from(self, chunks: Iterable[Any], *, show: bool = False) -> KDEState:
+        """`update` with every chunk: arrays, tensors, pairs (data, weights), or Arrow record batches.
+
+        ``show`` draws a progress bar (where tqdm is installed).
+        """
+        listed = list(chunks) if show and not hasattr(chunks, "__len__") else chunks
+        for chunk in progress(listed, "data") if show else listed:
+            self.update(*(chunk if isinstance(chunk, tuple) else (_rows(chunk),)))
+        return self
+
+    @torch.no_grad()
+    def all_reduce(self, group: Any = None) -> KDEState:
+        """Merge the states of all processes of a torch.distributed group, each then holding the whole.
+
+        Every process has seen its shard of the data for the same queries. Two collectives: the maximum of the log-sums,
+        then one sum of N (d + 4) numbers at most.
+        """
+        import torch.distributed as distributed
+
+        top = self.log_sum.clone()
+        distributed.all_reduce(top, op=distributed.ReduceOp.MAX, group=group)
+        shift = torch.where(top == -torch.inf, 0.0, top)
+        share = torch.exp(self.log_sum - shift)
+        flat = [
+            share.flatten(),
+            (share[..., None] * self.mean).flatten(),
+            (share.square() * self.square).flatten() if self._mask & SQUARE else self.square.flatten(),
+            (share * self.spread).flatten() if self._mask & DELTA else self.spread.flatten(),
+            self.total.reshape(1),
+        ]
+        packed = torch.cat(flat)
+        distributed.all_reduce(packed, group=group)
+        share, mean, square, spread, total = packed.split([len(f) for f in flat])
+        share = share.reshape(self.log_sum.shape)
+        safe = torch.where(share > 0, share, 1.0)
+        self.log_sum = torch.where(share > 0, shift + torch.log(safe), top)
+        self.mean = mean.reshape(self.mean.shape) / safe[..., None]
+        self.square = square.reshape(self.square.shape) / (safe.square() if self._mask & SQUARE else 1.0)
+        self.spread = spread.reshape(self.spread.shape) / (safe if self._mask & DELTA else 1.0)
+        self.total = total.reshape(())
+        return self
+
+    def result(self) -> dict[str, Any]:
+        """The outputs by name, as `fokker.kde.evaluate` returns them."""
+        from .kde import finish
+
+        c = replace(self._arrange(self._x[:0]), log_total=torch.log(self.total))
+        found = finish(c, self.outputs, self.log_sum, self.mean, self.square, self.spread, 0.0)
+        return {name: restore(c, value) for name, value in found.items()}
+
+
+def _rows(chunk: Any) -> Any:
+    # an Arrow record batch or table: a column a coordinate
+    if hasattr(chunk, "column_names") or hasattr(chunk, "schema"):
+        return np.stack([chunk.column(i).to_numpy(zero_copy_only=False) for i in range(chunk.num_columns)], 1)
+    return chunk
+
+
+def chunks(data: Any, rows: int = 1 << 17) -> Iterator[Any]:
+    """Consecutive slices of an array, a tensor or a numpy.memmap, read when their turn comes."""
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, got {rows}")
+    for begin in range(0, len(data), rows):
+        part = data[begin : begin + rows]
+        yield np.array(part) if isinstance(part, np.ndarray) else part

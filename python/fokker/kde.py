@@ -1,0 +1,362 @@
+r"""Kernel density sums in one pass: log density, score, posterior mean and their like, without an N x M array.
+
+For queries ``x`` (..., N, d), data ``data`` (..., M, d), weights ``w`` (..., M) and a kernel K with K(0) = 1,
+
+    p(x_i) = sum_j w_j K(|x_i - y_j| / h_ij) / (Z_d h_ij^d),    sum_j w_j = 1,
+
+with Z_d the kernel's integral over R^d. Kernels, at z = |x - y| / h:
+
+    gaussian      exp(-z^2 / 2)                      student_t   (1 + z^2 / nu)^(-(nu + d) / 2); cauchy: nu = 1
+    laplace       exp(-|x - y|_1 / h)                epanechnikov  max(0, 1 - z^2)
+    exponential   exp(-z)                            tophat        1 for z < 1
+    matern32      (1 + sqrt3 z) exp(-sqrt3 z)        linear        max(0, 1 - z)
+    matern52      (1 + sqrt5 z + 5 z^2 / 3) exp(-sqrt5 z)     cosine   cos(pi z / 2) for z < 1
+    vmf           exp(x.y / h^2) on the unit sphere: von Mises-Fisher with concentration 1 / h^2
+
+Bandwidths broadcast against the pairs (..., N, M) and vary along at most one of the two: a number or ``()``, ``(N, 1)``
+for one a query, ``(M,)`` for one a datum. Queries and data are torch tensors or NumPy arrays (then so are the results);
+float32 and float64 in their own precision, float16 and bfloat16 through float32. Everything is differentiable in x,
+data, weights, bandwidth and values, to second order where the kernel is smooth: first derivatives of log densities by
+the transposed kernel, what is beyond by autograd over tiles, never with an N x M array. Under `torch.func` transforms
+the plain reference runs, which holds one.
+
+A row in which no datum has weight (outside a compact support, M = 0, all weights 0) has log density -inf, gradient 0
+and effective sample size 0. A NaN in a query touches its row, a NaN in the data every row. A bandwidth tensor holding
+zero or a negative number gives NaN there; a plain number that is not positive is a ValueError.
+
+Float32 with ``precision="highest"``: rows whose rounding bound (see `error_bound`) exceeds 4e-7 |log sum| + 2e-6 nats
+are summed again in float64; "high" leaves that out, and so, today, does "fast".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._kde_arguments import Call, arrange, restore
+from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
+from ._kde_state import KDEState, chunks
+
+__all__ = [
+    "KERNELS",
+    "KDEState",
+    "chunks",
+    "effective_sample_size",
+    "error_bound",
+    "evaluate",
+    "kernel_sum",
+    "laplacian",
+    "log_prob",
+    "logsumexp",
+    "posterior_mean",
+    "score",
+]
+
+KERNELS = (
+    "gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "cauchy", "epanechnikov", "tophat",
+    "linear", "cosine", "vmf",
+)  # fmt: skip
+OUTPUTS = ("log_prob", "score", "posterior_mean", "laplacian", "effective_sample_size")
+
+
+def log_prob(
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    *,
+    weights: Any = None,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+    precision: str = "highest",
+    return_bound: bool = False,
+) -> Any:
+    r"""The normalised log density log p(x_i) of a kernel density estimate, in nats (Parzen 1962; Silverman 1986, 4.1).
+
+    Args:
+        x: queries ``(..., N, d)``.
+        data: ``(..., M, d)``.
+        bandwidth: see the module's page.
+        weights: ``(..., M)``, >= 0, scaled to sum to one; None weighs all data alike. Where one is exactly 0, the
+            gradient given for it is 0.
+        kernel: one of `KERNELS`.
+        nu: degrees of freedom of student_t.
+        exclude_self: x is the data (N = M): leave out datum i for query i, and divide by the others' weight.
+        precision: "highest", "high" or "fast", see the module's page.
+        return_bound: also return `error_bound` (gaussian only).
+
+    Returns:
+        ``(..., N)`` in the dtype of x; with ``return_bound`` a pair.
+
+    Raises:
+        ValueError: shapes that do not fit, a bandwidth number <= 0 or NaN, an unknown kernel or precision.
+        TypeError: complex, sparse or unlike devices.
+    """
+    found = _evaluate(x, data, bandwidth, ("log_prob",), weights, kernel, nu, exclude_self, precision, 0.0)["log_prob"]
+    if not return_bound:
+        return found
+    return found, error_bound(x, data, bandwidth, kernel=kernel)
+
+
+def score(
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    *,
+    weights: Any = None,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+    precision: str = "highest",
+    outside: float = 0.0,
+) -> Any:
+    r"""The score grad_x log p(x_i), ``(..., N, d)``; for the gaussian kernel (E[y | x] - x) / h^2.
+
+    Arguments as in `log_prob`. ``outside`` is what rows without any density get (0 or ``nan``). Where x equals a datum
+    at which the kernel has a cusp (exponential, laplace, linear), that datum adds 0.
+    """
+    return _evaluate(x, data, bandwidth, ("score",), weights, kernel, nu, exclude_self, precision, outside)["score"]
+
+
+def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precision: str = "highest") -> Any:
+    r"""E[y | x] for x = y + sigma z with y drawn from ``data``: the ideal denoiser (Karras et al. 2022, eq. 57).
+
+    Args:
+        x: noisy points ``(..., N, d)``.
+        data: ``(..., M, d)``.
+        sigma: a number, or one a query ``(..., N)``.
+        weights: ``(..., M)`` prior weights of the data.
+        precision: see `log_prob`.
+
+    Returns:
+        ``(..., N, d)``.
+    """
+    h = sigma if isinstance(sigma, (int, float)) else torch.as_tensor(sigma)
+    if isinstance(h, Tensor) and h.dim():
+        h = h[..., None]
+    return _evaluate(x, data, h, ("posterior_mean",), weights, "gaussian", 1.0, False, precision, 0.0)["posterior_mean"]
+
+
+def laplacian(x: Any, data: Any, bandwidth: Any, *, weights: Any = None, exclude_self: bool = False) -> Any:
+    r"""The Laplacian of log p for the gaussian kernel, ``(..., N)``: E|y - E y|^2 / h^4 - d / h^2.
+
+    Computed in float64 whatever the dtype of x: the spread is a difference that float32 would lose.
+    """
+    return _evaluate(x, data, bandwidth, ("laplacian",), weights, "gaussian", 1.0, exclude_self, "highest", 0.0)[
+        "laplacian"
+    ]
+
+
+def effective_sample_size(
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    *,
+    weights: Any = None,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+) -> Any:
+    r"""(sum_j w_ij)^2 / sum_j w_ij^2, ``(..., N)``: how many data share in the estimate at x_i.
+
+    It falls to 1 where a single datum decides, the condensation of Biroli and Mezard (2024).
+    """
+    name = "effective_sample_size"
+    return _evaluate(x, data, bandwidth, (name,), weights, kernel, nu, exclude_self, "highest", 0.0)[name]
+
+
+def evaluate(
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    *,
+    outputs: Sequence[str] = ("log_prob", "score"),
+    weights: Any = None,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+    precision: str = "highest",
+    outside: float = 0.0,
+) -> dict[str, Any]:
+    """Any of `log_prob`, `score`, `posterior_mean`, `laplacian` and `effective_sample_size` from one pass, by name.
+
+    With a "laplacian" among the outputs the pass is made in float64. Score and posterior mean together, at bandwidths
+    that differ from datum to datum, take two passes.
+    """
+    return _evaluate(x, data, bandwidth, tuple(outputs), weights, kernel, nu, exclude_self, precision, outside)
+
+
+def _evaluate(
+    x: Any,
+    data: Any,
+    bandwidth: Any,
+    outputs: tuple[str, ...],
+    weights: Any,
+    kernel: str,
+    nu: float,
+    exclude_self: bool,
+    precision: str,
+    outside: float,
+) -> dict[str, Any]:
+    check_outputs(outputs, kernel)
+    c = arrange("kde", x, data, bandwidth, weights, kernel, nu, exclude_self, precision, KERNELS)
+    if "laplacian" in outputs:
+        c = c.widened()
+    per_datum = c.bandwidth.shape[2] != 1
+    mask = 0
+    if "score" in outputs or ("posterior_mean" in outputs and not per_datum) or "laplacian" in outputs:
+        mask |= SLOPE
+    elif "posterior_mean" in outputs:
+        mask |= VALUES
+    elif torch.is_grad_enabled() and c.x.requires_grad:
+        mask |= SLOPE  # the gradient in x, at hand when backward asks for it
+    if "laplacian" in outputs or (torch.is_grad_enabled() and c.bandwidth.requires_grad and not per_datum):
+        mask |= DELTA
+    if "effective_sample_size" in outputs:
+        mask |= SQUARE
+    parts = c.sums(mask)
+    displacement = c.sums(VALUES)[1] if "posterior_mean" in outputs and per_datum and mask & SLOPE else None
+    found = finish(c, outputs, *parts, outside, displacement if displacement is not None or not per_datum else parts[1])
+    return {name: restore(c, value) for name, value in found.items()}
+
+
+def check_outputs(outputs: Sequence[str], kernel: str) -> tuple[str, ...]:
+    """The names, or a ValueError."""
+    if unknown := [o for o in outputs if o not in OUTPUTS] or not outputs:
+        raise ValueError(f"outputs must name one or more of {', '.join(OUTPUTS)}, got {unknown or outputs!r}")
+    gaussian_only = {"posterior_mean", "laplacian"} & set(outputs)
+    if gaussian_only and kernel != "gaussian":
+        raise ValueError(f"{' and '.join(sorted(gaussian_only))} need kernel='gaussian', got {kernel!r}")
+    return tuple(outputs)
+
+
+def finish(
+    c: Call,
+    outputs: Sequence[str],
+    log_sum: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    spread: Tensor,
+    outside: float,
+    displacement: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The outputs from the sums: ``mean`` the mean gradient, ``spread`` the mean of d log w / d log h.
+
+    ``displacement`` is E y - x where the bandwidths differ from datum to datum; elsewhere it is h^2 times the gradient.
+    """
+    h = c.bandwidth
+    found: dict[str, Tensor] = {}
+    for name in outputs:
+        if name == "log_prob":
+            found[name] = c.normalised(log_sum)
+        elif name == "score":
+            # vmf: the row factor exp(|x|^2 / 2h^2) that turns a gaussian into an inner product
+            value = mean + (c.x / h.square()).to(mean.dtype) if c.vmf else mean
+            found[name] = torch.where((log_sum == -torch.inf)[..., None], outside, value) if outside != 0.0 else value
+        elif name == "posterior_mean":
+            found[name] = c.x + (mean * h.square().to(mean.dtype) if displacement is None else displacement)
+        elif name == "laplacian":
+            if h.shape[2] != 1:
+                raise ValueError("laplacian needs one bandwidth or one a query, got one a datum")
+            inner = h[..., 0].square()
+            value = spread / inner - mean.double().square().sum(-1) - c.x.shape[-1] / inner
+            found[name] = torch.where(log_sum == -torch.inf, 0.0, value)
+        else:
+            found[name] = torch.where(square == 0, 0.0, 1.0 / torch.where(square == 0, 1.0, square))
+    return found
+
+
+def kernel_sum(
+    x: Any,
+    data: Any,
+    values: Any,
+    bandwidth: Any,
+    *,
+    weights: Any = None,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+    precision: str = "highest",
+) -> Any:
+    r"""sum_j u_j K(|x_i - y_j| / h) v_j, not normalised in any way (K(0) = 1): ``(..., N, dv)``.
+
+    Args:
+        x: ``(..., N, d)``.
+        data: ``(..., M, d)``.
+        values: v ``(..., M, dv)``, or None for sum_j u_j K, ``(..., N)``.
+        bandwidth: see the module's page.
+        weights: u ``(..., M)`` of any sign; None for ones. They are not scaled.
+        kernel: one of `KERNELS`, vmf with K = exp((x.y - 1) / h^2).
+        nu: see `log_prob`.
+        exclude_self: leave out j = i.
+        precision: see `log_prob`.
+    """
+    c = arrange("kernel_sum", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS)
+    scale = None if weights is None else c.like_data(weights, "weights", 0)
+    if values is None and scale is None:
+        return restore(c, c.times_exp(torch.ones_like(c.x[..., 0]), c.sums(0)[0]))
+    v = scale[..., None] if values is None else c.like_data(values, "values", 1)  # type: ignore[index]
+    if values is not None and scale is not None:
+        v = v * scale[..., None]
+    log_sum, mean, _, _ = c.sums(VALUES, v)
+    total = c.times_exp(mean, log_sum[..., None])
+    return restore(c, total[..., 0] if values is None else total)
+
+
+def logsumexp(
+    x: Any,
+    data: Any,
+    row_bias: Any = None,
+    column_bias: Any = None,
+    *,
+    bandwidth: Any = 1.0,
+    kernel: str = "gaussian",
+    nu: float = 1.0,
+    exclude_self: bool = False,
+    precision: str = "highest",
+) -> Any:
+    r"""log sum_j K(|x_i - y_j| / h) exp(a_i + b_j), ``(..., N)``; nothing is normalised.
+
+    Args:
+        x: ``(..., N, d)``.
+        data: ``(..., M, d)``.
+        row_bias: a ``(..., N)``, or None.
+        column_bias: b ``(..., M)``, or None; -inf leaves a datum out.
+        bandwidth: see the module's page (entropic transport with cost |x - y|^2 / 2 and regularisation e: h^2 = e).
+        kernel: as in `kernel_sum`.
+        nu: see `log_prob`.
+        exclude_self: leave out j = i.
+        precision: see `log_prob`.
+    """
+    c = arrange("logsumexp", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS)
+    if column_bias is not None:
+        c = c.with_bias(c.like_data(column_bias, "column_bias", 0))
+    mask = SLOPE if torch.is_grad_enabled() and c.x.requires_grad else 0
+    total = c.sums(mask)[0]
+    if c.vmf:
+        total = total + c.vmf_row()
+    if row_bias is not None:
+        total = total + c.like_queries(row_bias, "row_bias")
+    return restore(c, total)
+
+
+def error_bound(x: Any, data: Any, bandwidth: Any, *, kernel: str = "gaussian") -> Any:
+    r"""3 u |x_i| max_j |y_j| / h^2 with u the unit roundoff, about the data's mean: ``(..., N)``, in nats.
+
+    What the rounding of the inner products can do to log p of the gaussian kernel when nothing is computed again
+    ("high"). With "highest", float32 rows for which it exceeds 4e-7 |log sum| + 2e-6 are done in float64.
+    """
+    if kernel != "gaussian":
+        raise ValueError(f"error_bound needs kernel='gaussian', got {kernel!r}")
+    c = arrange("error_bound", x, data, bandwidth, None, kernel, 1.0, False, "highest", KERNELS)
+    with torch.no_grad():
+        centre = c.y.double().mean(1, keepdim=True) if c.y.shape[1] else 0.0
+        far = torch.linalg.vector_norm(c.y.double() - centre, dim=-1)
+        far = far.amax(-1, keepdim=True) if far.shape[-1] else far.sum(-1, keepdim=True)
+        norm = torch.linalg.vector_norm(c.x.double() - centre, dim=-1)
+        unit = torch.finfo(c.x.dtype).eps / 2
+        narrow = c.bandwidth.amin(2) if c.bandwidth.shape[2] else c.bandwidth.sum(2)
+        return restore(c, 3 * unit * norm * far / narrow.square())

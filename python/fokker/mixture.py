@@ -1,0 +1,336 @@
+r"""Gaussian mixtures, at any noise level: log density, score, denoiser, responsibilities, distances, samples.
+
+For a mixture p_0 = sum_k w_k N(mu_k, S_k) (`Mixture`: isotropic, diagonal, low-rank plus isotropic or full covariances)
+and x = alpha x_0 + sigma z with z standard normal, x is drawn from the mixture of N(alpha mu_k, C_k),
+C_k = alpha^2 S_k + sigma^2 I: the exact marginal of a variance-exploding (alpha = 1) or variance-preserving
+(alpha^2 + sigma^2 = 1) diffusion of p_0. With responsibilities r_k(x) = w_k N(x; alpha mu_k, C_k) / p(x),
+
+    score           grad log p(x)  = -sum_k r_k C_k^-1 (x - alpha mu_k)
+    posterior mean  E[x_0 | x]     =  sum_k r_k (mu_k + alpha S_k C_k^-1 (x - alpha mu_k))
+
+and score = (alpha E[x_0 | x] - x) / sigma^2 (Tweedie's formula; Efron 2011), though neither is computed from the other.
+
+Queries ``x`` are (..., d); ``alpha`` and ``sigma`` are numbers, or tensors that broadcast to the batch (...), one a
+query. All is differentiable in x, alpha, sigma, means, covariances and weights, twice, with no array of all queries by
+all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and
+components go to the fused sums of `fokker.kde`; the others are computed in tiles, in float64 with precision="highest"
+whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is lost), in the dtype of x
+with "high". Full covariances: one eigendecomposition a mixture, then O(d^2) a pair at any noise; low rank: O(d r), by
+Woodbury's identity and the matrix determinant lemma; no d x d matrix.
+
+A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
+``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import random
+from ._gaussian_parameters import Mixture
+from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
+from ._kde_arguments import PRECISIONS, Call, _tensor, arrange
+from ._kde_ops import SLOPE, VALUES
+from ._vmf_sampling import sample_shape_of
+
+__all__ = [
+    "Mixture",
+    "anomaly_score",
+    "evaluate",
+    "log_prob",
+    "mahalanobis",
+    "posterior_mean",
+    "responsibilities",
+    "sample",
+    "score",
+    "select_components",
+]
+OUTPUTS = {"log_prob": 0, "score": SCORE, "posterior_mean": MEAN, "responsibilities": SHARES, "mahalanobis": DISTANCE}
+
+
+def log_prob(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest") -> Any:
+    r"""log p(x) of alpha x_0 + sigma z, x_0 from the mixture, in nats.
+
+    Args:
+        x: ``(..., d)``, a tensor or a NumPy array.
+        mixture: a `Mixture`.
+        alpha: a number, or a tensor that broadcasts to ``(...)``.
+        sigma: a number >= 0, or a tensor that broadcasts to ``(...)``.
+        precision: "highest" or "high", see the module's page ("fast" is "high").
+
+    Returns:
+        ``(...)`` in the wider of the dtypes of x and means; NumPy where neither x nor the mixture came as tensors.
+
+    Raises:
+        ValueError: shapes that do not fit, numbers out of range, an unknown precision, a covariance that is not positive
+            semi-definite.
+        TypeError: complex, sparse or unlike devices.
+    """
+    return evaluate(x, mixture, outputs=("log_prob",), alpha=alpha, sigma=sigma, precision=precision)["log_prob"]
+
+
+def score(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest") -> Any:
+    """The score grad_x log p(x), ``(..., d)``; arguments as in `log_prob`."""
+    return evaluate(x, mixture, outputs=("score",), alpha=alpha, sigma=sigma, precision=precision)["score"]
+
+
+def posterior_mean(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest") -> Any:
+    """E[x_0 | alpha x_0 + sigma z = x], ``(..., d)``: the ideal denoiser; arguments as in `log_prob`."""
+    name = "posterior_mean"
+    return evaluate(x, mixture, outputs=(name,), alpha=alpha, sigma=sigma, precision=precision)[name]
+
+
+def responsibilities(
+    x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest"
+) -> Any:
+    """The posterior probability of each component, ``(..., K)``; arguments as in `log_prob`."""
+    name = "responsibilities"
+    return evaluate(x, mixture, outputs=(name,), alpha=alpha, sigma=sigma, precision=precision)[name]
+
+
+def mahalanobis(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest") -> Any:
+    """((x - alpha mu_k)^T C_k^-1 (x - alpha mu_k))^(1/2), ``(..., K)``; the gradient at x = alpha mu_k is 0."""
+    name = "mahalanobis"
+    return evaluate(x, mixture, outputs=(name,), alpha=alpha, sigma=sigma, precision=precision)[name]
+
+
+def evaluate(
+    x: Any,
+    mixture: Mixture,
+    *,
+    outputs: Any = ("log_prob", "score"),
+    alpha: Any = 1.0,
+    sigma: Any = 0.0,
+    precision: str = "highest",
+) -> dict[str, Any]:
+    """Any of `log_prob`, `score`, `posterior_mean`, `responsibilities` and `mahalanobis` from one pass, by name."""
+    if not isinstance(mixture, Mixture):
+        raise TypeError(f"mixture must be a fokker.mixture.Mixture, got {type(mixture).__name__}")
+    names = tuple(outputs)
+    if unknown := [n for n in names if n not in OUTPUTS] or not names:
+        raise ValueError(f"outputs must name one or more of {', '.join(OUTPUTS)}, got {unknown or outputs!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    numpy = not isinstance(x, Tensor) and mixture.numpy
+    means = mixture.means
+    x = _tensor("mixture", "x", x, means.device)
+    if not x.dim() or x.shape[-1] != mixture.dim:
+        raise ValueError(f"x must have shape (..., d={mixture.dim}) as the mixture has, got {tuple(x.shape)}")
+    batch = x.shape[:-1]
+    level = tuple(_level(v, n, batch, x.device) for v, n in ((alpha, "alpha"), (sigma, "sigma")))
+    dtype = torch.promote_types(x.dtype, means.dtype)
+    # An infinity is taken out, or infinity minus infinity would make NaN of what is -inf.
+    infinite = (x.abs() == torch.inf).any(-1, keepdim=True) & ~x.isnan().any(-1, keepdim=True)
+    rows = torch.where(infinite, 0.0, x).reshape(-1, mixture.dim)
+    mask = 0
+    for name in names:
+        mask |= OUTPUTS[name]
+    if _fused(mixture, mask, *level):
+        found = _by_density_sums(rows, mixture, *level, names, precision)
+    else:
+        compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
+        found = _by_tiles(rows, mixture, *level, mask, compute)
+    results = {}
+    for name in names:
+        value = found[name].to(dtype).reshape(*batch, *found[name].shape[1:])
+        outside = {"log_prob": -torch.inf, "score": 0.0, "responsibilities": 0.0, "mahalanobis": torch.inf}
+        value = torch.where(
+            infinite if value.dim() == x.dim() else infinite[..., 0], outside.get(name, torch.nan), value
+        )
+        results[name] = value.detach().numpy() if numpy else value
+    return results
+
+
+def _level(value: Any, name: str, batch: torch.Size, device: torch.device) -> Tensor:
+    """alpha or sigma in float64: (1,), or one a query (n,)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value) or (name == "sigma" and value < 0):
+            raise ValueError(f"{name} must be a finite number{' >= 0' * (name == 'sigma')}, got {value}")
+        return torch.full((1,), float(value), dtype=torch.float64, device=device)
+    t = _tensor("mixture", name, value, device).double()
+    if name == "sigma":
+        t = torch.where(t >= 0, t, torch.nan)
+    if t.numel() == 1 and t.dim() <= len(batch):
+        return t.reshape(1)
+    try:
+        return t.expand(batch).reshape(-1)
+    except RuntimeError:
+        raise ValueError(f"{name} {tuple(t.shape)} does not broadcast to the batch of x, {tuple(batch)}") from None
+
+
+def _by_tiles(
+    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype
+) -> dict[str, Tensor]:
+    sums = mixture_sums(
+        x, alpha, sigma.square(), mixture.log_weights(), mixture.means, mixture.factors(), mask, compute
+    )
+    wanted = (
+        "log_prob",
+        *(n for n in ("score", "posterior_mean", "responsibilities", "mahalanobis") if mask & OUTPUTS[n]),
+    )
+    found = dict(zip(wanted, sums, strict=True))
+    if "mahalanobis" in found:
+        squared = found["mahalanobis"]
+        found["mahalanobis"] = torch.where(squared == 0, 0.0, torch.sqrt(torch.where(squared == 0, 1.0, squared)))
+    return found
+
+
+# ---- isotropic mixtures as density sums -----------------------------------------------------------------------------
+def _fused(mixture: Mixture, mask: int, alpha: Tensor, sigma: Tensor) -> bool:
+    """Whether the scales alpha^2 v_k + sigma_i^2 and the centres are those of a density sum."""
+    if mixture.covariance_type != "isotropic" or mask & (SHARES | DISTANCE) or alpha.shape[0] != 1:
+        return False
+    return sigma.shape[0] == 1 or mixture.shared
+
+
+def _by_density_sums(
+    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, names: tuple[str, ...], precision: str
+) -> dict[str, Tensor]:
+    v, noise = mixture.covariance.double(), sigma.square()
+    variance = alpha.square() * v + noise  # (1,), (K,), or (n,) where v is shared
+    h = torch.sqrt(variance)
+    h = h[:, None] if mixture.shared else h
+    # alpha mu rounded to float32 would be another mixture
+    trivial = not alpha.requires_grad and type(alpha) is Tensor and float(alpha) == 1.0
+    centres = mixture.means if trivial else alpha * mixture.means.double()
+    c = arrange("mixture", x, centres, h, mixture.weights, "gaussian", 1.0, False, precision, ("gaussian",))
+    found = {}
+    if "log_prob" in names or "score" in names:
+        slope = "score" in names or (torch.is_grad_enabled() and x.requires_grad)
+        total, mean, _, _ = c.sums(SLOPE if slope else 0)
+        found = {"log_prob": c.normalised(total)[0], "score": mean[0] if slope else mean}
+    if "posterior_mean" in names:
+        found["posterior_mean"] = _denoised(c, mixture, alpha, v, noise, variance)
+    return found
+
+
+def _denoised(c: Call, mixture: Mixture, alpha: Tensor, v: Tensor, noise: Tensor, variance: Tensor) -> Tensor:
+    # mu + alpha v / c (x - alpha mu) = (sigma^2 / c) mu + (alpha v / c) x, with c = alpha^2 v + sigma^2
+    keep, pull = noise / variance, alpha * v / variance
+    means = mixture.means.double()
+    x = c.x[0].double()
+    if mixture.shared:
+        values = c.sums(VALUES, means[None].to(c.x.dtype))[1][0].double()
+        return keep[:, None] * values + pull[:, None] * x
+    values = torch.cat([keep[:, None] * means, pull[:, None]], 1)
+    mean = c.sums(VALUES, values[None].to(c.x.dtype))[1][0].double()
+    return mean[:, :-1] + mean[:, -1:] * x
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+def sample(
+    mixture: Mixture,
+    sample_shape: Any = (),
+    *,
+    alpha: float = 1.0,
+    sigma: float = 0.0,
+    return_components: bool = False,
+    seed: int | None = None,
+    step: int = 0,
+    sample_ids: Any = None,
+    generator: torch.Generator | None = None,
+) -> Any:
+    r"""Samples of alpha x_0 + sigma z, ``(*sample_shape, d)``; with ``return_components`` also theirs, ``sample_shape``.
+
+    Sample i is a function of ``(seed, step, sample_ids[i])`` alone (see `fokker.random`): a uniform number chooses the
+    component, normal ones are pushed through its covariance's root. ``sample_ids`` counts the samples in order.
+    Not differentiable. In the dtype of means; NumPy where the mixture was given so.
+    """
+    shape = sample_shape_of(sample_shape)
+    n = math.prod(shape)
+    if seed is None:
+        device = generator.device if generator is not None else "cpu"
+        seed = int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
+    elif generator is not None:
+        raise ValueError("give seed or generator, not both")
+    level = {n: _level(v, n, torch.Size(), mixture.means.device) for n, v in (("alpha", alpha), ("sigma", sigma))}
+    place = {"seed": seed, "step": step, "sample_ids": sample_ids, "device": mixture.means.device}
+    with torch.no_grad():
+        w = mixture.weights.double()
+        at = random.uniform(n, dtype=torch.float64, stream=_COMPONENT, **place)
+        share = w.cumsum(0) / w.sum()
+        last = int(w.nonzero()[-1])
+        label = torch.searchsorted(share, at).clamp(max=last)  # u in (0, 1]: a component of weight 0 has no u
+        f, wide = mixture.factors(), mixture.dim + (mixture.covariance[0].shape[-1] if len(mixture._parts) == 2 else 0)
+        noise = random.normal(n, wide, dtype=torch.float64, stream=_NOISE, **place)
+        x = mixture.means.double()[label] + _rooted(f, noise, label, mixture)
+        if float(level["alpha"]) != 1.0 or float(level["sigma"]) != 0.0:
+            z = random.normal(n, mixture.dim, dtype=torch.float64, stream=_DIFFUSION, **place)
+            x = level["alpha"] * x + level["sigma"] * z
+        x, label = x.to(mixture.means.dtype).reshape(*shape, mixture.dim), label.reshape(shape)
+    if mixture.numpy:
+        x, label = x.numpy(), label.numpy()
+    return (x, label) if return_components else x
+
+
+_COMPONENT, _NOISE, _DIFFUSION = 0, 1, 2
+
+
+def _rooted(f: Any, noise: Tensor, label: Tensor, mixture: Mixture) -> Tensor:
+    """S^(1/2) z by component."""
+    d = mixture.dim
+    out = torch.empty_like(noise[:, :d])
+    for k in label.unique().tolist():
+        at, j = label == k, 0 if mixture.shared else k
+        z = noise[at]
+        if f.kind == "lowrank":
+            out[at] = z[:, d:] @ f.base[j].mT + torch.sqrt(f.noise[j]) * z[:, :d]
+        elif f.kind == "full":
+            out[at] = (z * torch.sqrt(f.values[j])) @ f.vectors[j].mT
+        else:
+            out[at] = z * torch.sqrt(f.base[j])
+    return out
+
+
+# ---- anomalies ------------------------------------------------------------------------------------------------------
+def select_components(mixture: Mixture, keep: int | float = 1.0, by: str = "weight") -> Mixture:
+    """The components that describe the bulk of the data, weights scaled to sum to one.
+
+    Args:
+        mixture: a `Mixture`.
+        keep: an int, how many; or a float in (0, 1], the fewest that together hold this share of the weight.
+        by: "weight", heaviest first; or "log_det", tightest (smallest log det S_k) first.
+    """
+    if by not in ("weight", "log_det"):
+        raise ValueError(f"by must be 'weight' or 'log_det', got {by!r}")
+    w = mixture.weights.detach().double()
+    rank = torch.argsort(-w if by == "weight" else mixture.log_dets().detach(), stable=True)
+    if isinstance(keep, int) and not isinstance(keep, bool):
+        if not 1 <= keep <= mixture.n_components:
+            raise ValueError(f"keep must be from 1 to n_components={mixture.n_components}, got {keep}")
+        count = keep
+    elif isinstance(keep, float) and 0 < keep <= 1:
+        held = w[rank].cumsum(0) / w.sum()
+        count = int((held < keep * (1 - 1e-12)).sum()) + 1
+    else:
+        raise ValueError(f"keep must be an int, or a float in (0, 1], got {keep!r}")
+    return mixture.select(rank[:count])
+
+
+def anomaly_score(
+    x: Any, mixture: Mixture, *, kind: str = "log_prob", keep: int | float = 1.0, by: str = "weight",
+    precision: str = "highest",
+) -> Any:  # fmt: skip
+    """How far each query is from the components kept, ``(...)``: the larger, the stranger.
+
+    kind "log_prob": -log p(x); "mahalanobis": the distance to the nearest component. ``keep`` and ``by`` as in
+    `select_components`: with the rare or the wide components left out, what only they explain is an anomaly.
+    """
+    if kind not in ("log_prob", "mahalanobis"):
+        raise ValueError(f"kind must be 'log_prob' or 'mahalanobis', got {kind!r}")
+    kept = select_components(mixture, keep, by)
+    if kind == "log_prob":
+        return -log_prob(x, kept, precision=precision)
+    return (
+        mahalanobis(x, kept, precision=precision).min(-1)
+        if _is_numpy(x, kept)
+        else mahalanobis(x, kept, precision=precision).amin(-1)
+    )
+
+
+def _is_numpy(x: Any, mixture: Mixture) -> bool:
+    return mixture.numpy and not isinstance(x, Tensor)
