@@ -74,39 +74,67 @@ template <typename T> void kde_sums(const KdeSums& given) {
                                                          : Metric::square;
   KdeScan scan;
   scan.run<T>(call, call.highest && metric == Metric::product);
-  KdePass<T, T> pass(call, scan, metric);
-  const bool check = call.highest && gaussian && !scan.poisoned;
-  if (!check) return pass.run(nullptr, call.n);
-
   std::vector<double> log_sum;
   if (!call.log_sum) {
     log_sum.resize(static_cast<std::size_t>(call.n));
     call.log_sum = log_sum.data();
   }
-  const Bound<T> bound(call, scan, metric);
-  std::vector<std::int64_t> queries;
-  const auto collect = [&](std::int64_t count) {
-    queries.clear();
-    for (std::int64_t s = 0; s < count; ++s) {
-      const std::int64_t i = count == call.n ? s : s * (call.n / count);
-      if (bound.fails(i)) queries.push_back(i);
-    }
-  };
+  KdePass<T, T> general(call, scan, metric);
+  const bool relative = call.weighting == KdeSums::Values::slope || !call.v;
+  const bool bounded = gaussian && call.d <= kSmallDim && !call.shift && !call.square && !call.delta &&
+                       call.bandwidth_kind != KdeSums::Bandwidth::per_datum && !scan.poisoned &&
+                       (call.weighting == KdeSums::Values::none || !call.values || relative);
+  const bool check = call.highest && gaussian && !scan.poisoned;
+  if (!bounded && !check) return general.run(nullptr, call.n);
+
   // A sample first: where most queries will be done again, all go there at once.
   constexpr std::int64_t sample = 64;
-  if (call.n >= 8 * sample) {
-    std::vector<std::int64_t> some(sample);
-    for (std::int64_t s = 0; s < sample; ++s) some[static_cast<std::size_t>(s)] = s * (call.n / sample);
-    pass.run(some.data(), sample);
-    collect(sample);
-    if (static_cast<std::int64_t>(queries.size()) > sample / 2) {
-      queries.resize(static_cast<std::size_t>(call.n));
-      for (std::int64_t i = 0; i < call.n; ++i) queries[static_cast<std::size_t>(i)] = i;
-      return again<T>(call, scan, bound, queries);
+  const std::int64_t stride = call.n / sample;
+  std::vector<std::int64_t> some, queries;
+  for (std::int64_t s = 0; call.n >= 8 * sample && s < sample; ++s) some.push_back(s * stride);
+  const auto most = [&] { return 2 * queries.size() > some.size() && !some.empty(); };
+  const auto collect = [&](const std::vector<std::int64_t>* among, auto&& fails) {
+    queries.clear();
+    const std::int64_t count = among ? static_cast<std::int64_t>(among->size()) : call.n;
+    for (std::int64_t s = 0; s < count; ++s) {
+      const std::int64_t i = among ? (*among)[static_cast<std::size_t>(s)] : s;
+      if (fails(i)) queries.push_back(i);
+    }
+  };
+  const auto run = [&](KdePass<T, T>& pass, const std::vector<std::int64_t>& list) {
+    if (!list.empty()) pass.run(list.data(), static_cast<std::int64_t>(list.size()));
+  };
+
+  bool all_general = !bounded;
+  if (bounded) {
+    // Sums so small that weights worth keeping are lost below the least normal number.
+    const double bits = (sizeof(T) == 4 ? 126 - 27 : 1022 - 56) - std::log2(static_cast<double>(call.m));
+    const auto faint = [&](std::int64_t i) { return !(call.log_sum[i] >= scan.top_bias - kLn2 * bits); };
+    KdePass<T, T> pass(call, scan, metric, true);
+    run(pass, some);
+    collect(&some, faint);
+    all_general = most();
+    if (!all_general) {
+      pass.run(nullptr, call.n);
+      collect(nullptr, faint);
+      run(general, queries);
     }
   }
-  pass.run(nullptr, call.n);
-  collect(call.n);
+  const Bound<T> bound(call, scan, metric);
+  const auto inexact = [&](std::int64_t i) { return bound.fails(i); };
+  if (all_general) {
+    if (check) {
+      run(general, some);
+      collect(&some, inexact);
+      if (most()) {
+        collect(nullptr, [](std::int64_t) { return true; });
+        return again<T>(call, scan, bound, queries);
+      }
+    }
+    general.run(nullptr, call.n);
+  }
+  if (!check) return;
+  collect(nullptr, inexact);
   if (!queries.empty()) again<T>(call, scan, bound, queries);
 }
 

@@ -4,6 +4,7 @@
 #include "cpu/kde_plan.h"
 #include "cpu/kde_prepare.inc.h"
 #include "cpu/kde_row.inc.h"
+#include "cpu/kde_small.inc.h"
 #include "cpu/kde_tile.inc.h"
 
 namespace fokker::cpu::FK_ISA {
@@ -32,9 +33,9 @@ template <typename T, typename A> void pack_queries(const KdeBlock<T, A>& b, A* 
 }
 
 template <typename T, typename A>
-using Fill = void (*)(const KdeBlock<T, A>&, const A*, const A*, const A*, const A*, std::int64_t, std::int64_t, T*);
+using Fill = void (*)(const KdeBlock<T, A>&, const A*, const A*, const A*, const A*, std::int64_t, std::int64_t, T*, T*);
 template <typename T, typename A>
-using Finish = Row (*)(const KdeBlock<T, A>&, T*, std::int64_t, std::int64_t, std::int64_t, T, Factors<T>*, KdeRow&, T*);
+using Finish = bool (*)(const KdeBlock<T, A>&, T*, T, std::int64_t, std::int64_t, std::int64_t, T, Factors<T>*, KdeRow&, T*);
 
 template <Metric metric, Exponent exponent, typename T, typename A> Fill<T, A> by_length(std::int64_t d) {
   return d > kBlockLength<metric> ? &fill_tile<metric, exponent, true, T, A> : &fill_tile<metric, exponent, false, T, A>;
@@ -82,10 +83,12 @@ template <typename T, typename A> std::int64_t excluded(const KdeBlock<T, A>& b,
   return (b.queries ? b.queries[i] : b.query_begin + i) + b.call->exclude - b.chunk->begin - column;
 }
 template <typename T, typename A>
-void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count, int first, int rows, T* tile) {
+void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count, int first, int rows, T* tile, T* most) {
+  if (b.call->exclude == INT64_MIN) return;
   for (int r = 0; r < rows; ++r) {
     const std::int64_t j = excluded(b, first + r, column);
-    if (j >= 0 && j < count) tile[r * kTileStride<T> + j] = -math::infinity<T>();
+    T* row = tile + r * kTileStride<T>;
+    if (j >= 0 && j < count) row[j] = -math::infinity<T>(), most[r] = *std::max_element(row, row + count);
   }
 }
 
@@ -93,13 +96,12 @@ void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count,
 template <typename T, typename A>
 void find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x, const A* row_scale, const A* row_norm,
                std::int64_t column, int first, int rows, KdeRow* state, A* top, T* tile) {
-  fill(b, x, top, row_scale, row_norm, column, kPanel<A>, tile);
-  leave_out(b, column, kPanel<A>, first, rows, tile);
+  T most[kRows];
+  fill(b, x, top, row_scale, row_norm, column, kPanel<A>, tile, most);
+  leave_out(b, column, kPanel<A>, first, rows, tile, most);
   for (int r = 0; r < rows; ++r) {
-    T most = -math::infinity<T>();
-    for (int j = 0; j < kPanel<A>; ++j) most = std::max(most, tile[r * kTileStride<T> + j]);
-    if (state[r].fresh && most > -math::infinity<T>()) {
-      state[r].top = std::ceil(static_cast<double>(most)) + static_cast<double>(top[r]);
+    if (state[r].fresh && most[r] > -math::infinity<T>()) {
+      state[r].top = std::ceil(static_cast<double>(most[r])) + static_cast<double>(top[r]);
       top[r] = static_cast<A>(state[r].top);
     }
   }
@@ -147,47 +149,33 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
       }
       if (narrow && fresh && !b.fixed)
         find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
-      fill(b, xg, top, row_scale, row_norm, column, count, tile);
-      if (!raw) leave_out(b, column, count, first, rows, tile);
+      T most[kRows];
+      const auto refill = [&] {
+        fill(b, xg, top, row_scale, row_norm, column, count, tile, most);
+        if (!raw) leave_out(b, column, count, first, rows, tile, most);
+      };
+      refill();
       if (narrow && !b.fixed) {
         bool again = false;
         for (int r = 0; r < rows; ++r) {
           KdeRow& row = b.rows[first + r];
-          const T most = row_max(tile + r * kTileStride<T>, count);
-          if (!(most > T(64))) continue;
-          const double up = std::ceil(static_cast<double>(most));
+          if (!(most[r] > T(64))) continue;
+          const double up = std::ceil(static_cast<double>(most[r]));
           if (row.fresh) row.top += up;
           else raise_top(row, up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
           top[r] = static_cast<A>(row.top), again = true;
         }
-        if (again) {
-          fill(b, xg, top, row_scale, row_norm, column, count, tile);
-          leave_out(b, column, count, first, rows, tile);
-        }
+        if (again) refill();
       }
-      bool any = false, hasty = !raw && (b.fixed || (!fresh && !narrow));
-      KdeRow before[kRows];
-      std::copy(b.rows + first, b.rows + first + rows, before);
+      bool any = false;
       for (int r = 0; r < rows; ++r) {
         const int i = first + r;
         T* w = tile + r * kTileStride<T>;
         T* sums = b.sums + i * b.value_stride;
-        Row found;
-        if (hasty) {
-          found = hasty_row(b, w, column, count, b.rows[i]);
-          if (found == Row::overflow) {  // start again, with care
-            std::copy(before, before + rows, b.rows + first);
-            fill(b, xg, top, row_scale, row_norm, column, count, tile);
-            leave_out(b, column, count, first, rows, tile);
-            hasty = any = false, r = -1;
-            continue;
-          }
-        } else {
-          found = finish(b, w, column, count, raw ? excluded(b, i, column) : -1, static_cast<T>(row_scale[r]),
-                         &work->factors, b.rows[i], sums);
-        }
-        any = any || found == Row::counts;
-        if (b.signs && found == Row::counts) {
+        const bool counts = finish(b, w, most[r], column, count, raw ? excluded(b, i, column) : -1,
+                                   static_cast<T>(row_scale[r]), &work->factors, b.rows[i], sums);
+        any = any || counts;
+        if (b.signs && counts) {
           const T* from = static_cast<const T*>(b.call->x) + (b.queries ? b.queries[i] : b.query_begin + i) * d;
           std::copy(from, from + d, query.get());
           add_signs(b, w, column, count, query.get(), sums);

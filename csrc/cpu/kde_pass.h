@@ -23,7 +23,9 @@ inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1
 // One pass over some of the queries with exponentials in T and coordinates in A.
 template <typename T, typename A> class KdePass {
  public:
-  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric) : call_(call), scan_(scan) {
+  // bounded: by kde_small.
+  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric, bool bounded = false)
+      : call_(call), scan_(scan), bounded_(bounded) {
     KdeBlock<T, A>& b = block_;
     b.call = &call;
     b.metric = metric;
@@ -35,9 +37,8 @@ template <typename T, typename A> class KdePass {
     b.by_slope = call.weighting == KdeSums::Values::slope;
     b.signs = b.values && b.by_slope && call.kernel == math::Kernel::laplace;
     b.negligible = (sizeof(T) == 4 ? 27 : 56) + std::log2(static_cast<double>(call.m));
-    b.negligible_sum = std::exp2(-b.negligible);
     b.centre = metric == Metric::product ? scan.centre.data() : nullptr;
-    kernel_ = choose_kernel(), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
+    kernel_ = choose_kernel(bounded), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
     relative_ = b.by_slope || !call.v;  // the values are y - x_i
     dv_ = relative_ ? call.d : call.dv;
     const std::int64_t vectors = b.values ? ceil_div(dv_, shape_.lanes) : 0, wide = shape_.panel_vectors;
@@ -101,7 +102,11 @@ template <typename T, typename A> class KdePass {
   using Shape = KdeShape (*)(const KdeBlock<T, A>*);
   using Centre = double (*)(const T*, const double*, std::int64_t, A*);
   static Centre choose_centre() { return FK_PER_ISA_OVERLOAD(kde_centre, Centre); }
-  static Kernel choose_kernel() { return FK_PER_ISA_OVERLOAD(kde_block, Kernel); }
+  static Kernel choose_kernel(bool bounded) {
+    if constexpr (sizeof(T) == sizeof(A))
+      if (bounded) return FK_PER_ISA(kde_small, T);
+    return FK_PER_ISA_OVERLOAD(kde_block, Kernel);
+  }
   static Shape choose_shape() { return FK_PER_ISA_OVERLOAD(kde_shape, Shape); }
 
   double inverse_square(double h) const { return 1 / (call_.kernel == math::Kernel::laplace ? h : h * h); }
@@ -115,7 +120,9 @@ template <typename T, typename A> class KdePass {
   }
 
   void start(const std::int64_t* queries, std::int64_t first, std::int64_t count, std::int64_t splits) {
-    rows_.assign(static_cast<std::size_t>(count * splits), KdeRow());
+    KdeRow row;
+    row.fresh = !bounded_;
+    rows_.assign(static_cast<std::size_t>(count * splits), row);
     row_scale_.resize(count), row_norm_.resize(count);
     sums_.resize(std::max<std::int64_t>(count * splits * block_.value_stride, 1));
     std::fill(sums_.get(), sums_.get() + count * splits * block_.value_stride, T(0));
@@ -130,7 +137,8 @@ template <typename T, typename A> class KdePass {
       const std::int64_t query = queries ? queries[first + i] : first + i;
       const double h = call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[query] : 1.0;
       double scale = inverse_square(h), norm = 0;
-      if (block_.gaussian) {
+      if (block_.gaussian && call_.bandwidth_kind == KdeSums::Bandwidth::one) scale = static_cast<double>(block_.scale);
+      else if (block_.gaussian) {
         scale *= (block_.metric == Metric::product ? 1.0 : -0.5) * kLog2E;
         if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum && block_.metric == Metric::product) norm = -0.5 * norms_[i];
       } else if (call_.bandwidth_kind == KdeSums::Bandwidth::one) scale = inverse_square(call_.bandwidth[0]);
@@ -267,6 +275,7 @@ template <typename T, typename A> class KdePass {
 
   const KdeSums& call_;
   const KdeScan& scan_;
+  const bool bounded_;
   KdeBlock<T, A> block_{};
   KdeChunk<T, A> chunk_;
   KdeShape shape_{};

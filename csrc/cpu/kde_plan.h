@@ -64,7 +64,7 @@ template <typename T, typename A> struct KdeBlock {
   bool general;        // bandwidths per query or per datum
   bool gaussian, fixed, moments, values, by_slope;
   bool signs;          // values are the signs of y - x (the gradient of laplace)
-  double negligible, negligible_sum;  // exponents this far below the top, and a tile's sum, that change nothing
+  double negligible;   // exponents this far below the top change nothing
   A scale;
   std::int64_t width, value_stride;  // of a value panel and of a row of sums, elements
   const KdeChunk<T, A>* chunk;
@@ -84,6 +84,8 @@ template <typename T, typename A> struct KdeBlock {
   namespace fokker::cpu::isa {                                                            \
   template <typename T, typename A> KdeShape kde_shape(const KdeBlock<T, A>*);            \
   template <typename T, typename A> void kde_block(const KdeBlock<T, A>*);                \
+  /* Up to four coordinates, gaussian, one bandwidth or one per query; rows[i].top is 0. */ \
+  template <typename T> void kde_small(const KdeBlock<T, T>*);                            \
   template <typename T, typename A>                                                       \
   double kde_centre(const T* row, const double* centre, std::int64_t d, A* to);           \
   template <typename T>                                                                   \

@@ -14,8 +14,6 @@ template <typename T> constexpr T kLowest = sizeof(T) == 4 ? T(-150) : T(-1080);
 
 template <typename T> constexpr T kMost = sizeof(T) == 4 ? T(1e37) : T(1e307);    // squared distances beyond: 0 * inf
 
-constexpr double kMostHasty = 256;  // sum of a row of a tile that was not searched for its largest exponent
-
 enum class Pairing { plain, weighted, factors };  // weights e, u e, or F u e with gradient weights G u e
 
 // A row of F, G and q beside its exponents.
@@ -44,7 +42,7 @@ template <typename T> inline T row_max(const T* t, std::int64_t count) {
 }
 
 template <Pairing pairing, bool kMoments, bool kValues, typename T, typename A>
-__attribute__((noinline)) double sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count,
+__attribute__((noinline)) void sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count,
                                        const Factors<T>* f, KdeRow& row) {
   using V = Vec<T>;
   constexpr int lanes = kLanesOf<T>;
@@ -73,17 +71,13 @@ __attribute__((noinline)) double sum_row(const KdeBlock<T, A>& b, T* t, std::int
       store(t + j, out);
     }
   }
-  const double here = add_lanes(sum);
-  row.sum += here;
+  row.sum += add_lanes(sum);
   if constexpr (kMoments) row.square += add_lanes(square), row.delta += add_lanes(delta);
   if constexpr (kValues) row.slope += add_lanes(total);
-  return here;
 }
 
-enum class Row { counts, negligible, overflow };
-
 template <Pairing pairing, typename T, typename A>
-inline double sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
+inline void sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
                       KdeRow& row) {
   if (b.moments) return b.values ? sum_row<pairing, true, true>(b, t, column, count, f, row)
                                  : sum_row<pairing, true, false>(b, t, column, count, f, row);
@@ -91,19 +85,19 @@ inline double sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::i
                   : sum_row<pairing, false, false>(b, t, column, count, f, row);
 }
 
-// Raises the top where the row demands it, then sums.
+// Raises the top where the row's largest exponent demands it, then sums. False: nothing in this row counts (its weights,
+// where values need them, are set to 0).
 template <Pairing pairing, typename T, typename A>
-inline Row finish_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
-                      KdeRow& row, T* sums) {
-  const T top = row_max(t, count);
+inline bool finish_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column, std::int64_t count,
+                       const Factors<T>* f, KdeRow& row, T* sums) {
   const T least = b.fixed ? kLowest<T> : row.fresh ? -math::infinity<T>() : static_cast<T>(-b.negligible);
-  if (!(top > least)) {
+  if (!(most > least)) {
     if (b.values)
       for (std::int64_t j = 0; j < count; ++j) t[j] = T(0);
-    return Row::negligible;
+    return false;
   }
-  if (!b.fixed && (row.fresh || top > kHeadroom<T>)) {
-    const double up = std::ceil(static_cast<double>(top));
+  if (!b.fixed && (row.fresh || most > kHeadroom<T>)) {
+    const double up = std::ceil(static_cast<double>(most));
     if (row.fresh) row.top += up, row.fresh = false;
     else raise_top(row, up, b.gaussian, b.value_stride, sums);
     const T shift = static_cast<T>(up);
@@ -111,29 +105,20 @@ inline Row finish_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::i
     for (std::int64_t j = 0; j < count; ++j) t[j] -= shift;
   }
   sum_row<pairing>(b, t, column, count, f, row);
-  return Row::counts;
+  return true;
 }
 
-// Without looking for the largest exponent: a row that has seen data rarely meets one that is much larger, and shows it
-// in its sum.
 template <typename T, typename A>
-Row hasty_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, KdeRow& row) {
+bool gaussian_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column, std::int64_t count, std::int64_t, T,
+                  Factors<T>*, KdeRow& row, T* sums) {
   const Factors<T>* none = nullptr;
-  if (b.fixed) return sum_row<Pairing::weighted>(b, t, column, count, none, row), Row::counts;
-  const double sum = sum_row<Pairing::plain>(b, t, column, count, none, row);
-  return sum < kMostHasty ? sum > b.negligible_sum ? Row::counts : Row::negligible : Row::overflow;
-}
-
-template <typename T, typename A>
-Row gaussian_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, std::int64_t, T, Factors<T>*,
-                  KdeRow& row, T* sums) {
-  return b.fixed ? finish_row<Pairing::weighted>(b, t, column, count, static_cast<const Factors<T>*>(nullptr), row, sums)
-                 : finish_row<Pairing::plain>(b, t, column, count, static_cast<const Factors<T>*>(nullptr), row, sums);
+  return b.fixed ? finish_row<Pairing::weighted>(b, t, most, column, count, none, row, sums)
+                 : finish_row<Pairing::plain>(b, t, most, column, count, none, row, sums);
 }
 
 // t holds squared (laplace: L1) distances.
 template <math::Kernel kernel, typename T, typename A>
-Row kernel_row(const KdeBlock<T, A>& b, T* __restrict t, std::int64_t column, std::int64_t count,
+bool kernel_row(const KdeBlock<T, A>& b, T* __restrict t, T, std::int64_t column, std::int64_t count,
                 std::int64_t excluded, T row_scale, Factors<T>* __restrict f, KdeRow& row, T* sums) {
   const auto& chunk = *b.chunk;
   const T *__restrict u = chunk.weight.get() + column, *__restrict bias = chunk.bias.get() + column;
@@ -151,7 +136,7 @@ Row kernel_row(const KdeBlock<T, A>& b, T* __restrict t, std::int64_t column, st
     t[j] = math::is_compact(kernel) && !(pair.weight > T(0)) ? -math::infinity<T>() : exponent;
   }
   if (excluded >= 0 && excluded < count) t[excluded] = -math::infinity<T>();
-  return finish_row<Pairing::factors>(b, t, column, count, f, row, sums);
+  return finish_row<Pairing::factors>(b, t, row_max(t, count), column, count, f, row, sums);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "cpu/kde_plan.h"
 #include "cpu/simd.h"
+#include "math/kde_kernel.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
@@ -82,40 +83,43 @@ inline __attribute__((always_inline)) void distances(const A* __restrict x, cons
 
 enum class Exponent { none, one, several };  // distances as they are, one bandwidth, several
 
-// Exponents less top, or distances, of kRows queries and `count` data from `column` on.
+// Exponents less top and the largest of each row, or distances, of kRows queries and `count` data from `column` on.
 template <Metric metric, Exponent exponent, bool kLong, typename T, typename A>
 void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_scale, const A* row_norm,
-               std::int64_t column, std::int64_t count, T* tile) {
+               std::int64_t column, std::int64_t count, T* tile, T* most) {
+  using V = Vec<A>;
+  constexpr int lanes = kLanesOf<A>;
   const auto& chunk = *b.chunk;
   const std::int64_t d = b.call->d;
-  const Vec<A> s = all(b.scale);
+  const V s = all(b.scale);
+  V highest[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) highest[r] = all(-math::infinity<A>());
   for (std::int64_t p = 0; p < count; p += kPanel<A>) {
-    Vec<A> acc[kRows][kVectors];
+    V acc[kRows][kVectors];
     distances<metric, kLong>(x, chunk.panels.get() + (column + p) * d, d, acc);
-    const A *term = chunk.term.get() + column + p, *norm = chunk.norm.get() + column + p,
-            *scale = chunk.scale.get() + column + p;
+    V term[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      constexpr int lanes = kLanesOf<A>;
-      T* to = tile + p + v * lanes;
-      if constexpr (exponent == Exponent::none) {
+    for (int v = 0; v < kVectors; ++v) term[v] = load(chunk.term.get() + column + p + v * lanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) store(to + r * kTileStride<T>, acc[r][v]);
-      } else if constexpr (exponent == Exponent::one) {
-        const Vec<A> t = load(term + v * lanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r)
-          store(to + r * kTileStride<T>, Vec<A>(fma(s, acc[r][v], t) - all(top[r])));
-      } else {
-        const Vec<A> t = load(term + v * lanes), c = load(scale + v * lanes), n = load(norm + v * lanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const Vec<A> scaled = (acc[r][v] + (n + all(row_norm[r]))) * all(row_scale[r]);
-          store(to + r * kTileStride<T>, Vec<A>(fma(scaled, c, t) - all(top[r])));
+    for (int r = 0; r < kRows; ++r) {
+      V here;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        V t = acc[r][v];
+        if constexpr (exponent == Exponent::one) t = fma(s, t, term[v]) - all(top[r]);
+        if constexpr (exponent == Exponent::several) {
+          const V c = load(chunk.scale.get() + column + p + v * lanes), n = load(chunk.norm.get() + column + p + v * lanes);
+          t = fma(V((t + (n + all(row_norm[r]))) * all(row_scale[r])), c, term[v]) - all(top[r]);
         }
+        store(tile + r * kTileStride<T> + p + v * lanes, t);
+        if constexpr (exponent != Exponent::none) here = v == 0 ? t : max(here, t);
       }
+      if constexpr (exponent != Exponent::none) highest[r] = max(highest[r], here);
     }
   }
+  if constexpr (exponent != Exponent::none)
+    for (int r = 0; r < kRows; ++r) most[r] = static_cast<T>(max_lanes(highest[r]));
 }
 
 template <int kWide, typename T>

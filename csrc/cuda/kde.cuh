@@ -55,7 +55,8 @@ template <typename C> __device__ __forceinline__ C load(const void* p, std::int6
     if (single) return C(static_cast<const float*>(p)[i]);
   return static_cast<const C*>(p)[i];
 }
-template <typename C> __device__ __forceinline__ void store(void* p, std::int64_t i, C v, [[maybe_unused]] bool single) {
+template <typename C>
+__device__ __forceinline__ void store(void* p, std::int64_t i, C v, [[maybe_unused]] bool single) {
   if constexpr (sizeof(C) == 8)
     if (single) return void(static_cast<float*>(p)[i] = float(v));
   static_cast<C*>(p)[i] = v;
@@ -93,7 +94,9 @@ __device__ __forceinline__ double row_bandwidth(const KdeSums& s, std::int64_t i
          : s.bandwidth_kind == KdeSums::Bandwidth::per_query ? s.bandwidth[i]
                                                              : 1.0;
 }
-__device__ __forceinline__ double inverse_scale(double h, Form form) { return 1.0 / (form == Form::absolute ? h : h * h); }
+__device__ __forceinline__ double inverse_scale(double h, Form form) {
+  return 1.0 / (form == Form::absolute ? h : h * h);
+}
 // What a distance (squared, L1) is multiplied by: to the exponent itself, or to q of math::kernel_pair.
 template <typename C> __device__ __forceinline__ C row_scale(const KdeSums& s, std::int64_t i, Form form) {
   const double to_exponent = form == Form::gaussian ? -0.5 * kUnit<C> : form == Form::absolute ? -kUnit<C> : 1.0;
@@ -122,14 +125,22 @@ template <int N, typename C> __device__ __forceinline__ void evaluate(math::Kern
                                                                       C (&t)[N], C (&f)[N], C (&g)[N]) {
   using math::Kernel;
   switch (kernel) {
-    case Kernel::exponential: return terms<Kernel::exponential>(nu, p, q, t, f, g);
-    case Kernel::matern32: return terms<Kernel::matern32>(nu, p, q, t, f, g);
-    case Kernel::matern52: return terms<Kernel::matern52>(nu, p, q, t, f, g);
-    case Kernel::student_t: return terms<Kernel::student_t>(nu, p, q, t, f, g);
-    case Kernel::epanechnikov: return terms<Kernel::epanechnikov>(nu, p, q, t, f, g);
-    case Kernel::tophat: return terms<Kernel::tophat>(nu, p, q, t, f, g);
-    case Kernel::linear: return terms<Kernel::linear>(nu, p, q, t, f, g);
-    default: return terms<Kernel::cosine>(nu, p, q, t, f, g);
+    case Kernel::exponential:
+      return terms<Kernel::exponential>(nu, p, q, t, f, g);
+    case Kernel::matern32:
+      return terms<Kernel::matern32>(nu, p, q, t, f, g);
+    case Kernel::matern52:
+      return terms<Kernel::matern52>(nu, p, q, t, f, g);
+    case Kernel::student_t:
+      return terms<Kernel::student_t>(nu, p, q, t, f, g);
+    case Kernel::epanechnikov:
+      return terms<Kernel::epanechnikov>(nu, p, q, t, f, g);
+    case Kernel::tophat:
+      return terms<Kernel::tophat>(nu, p, q, t, f, g);
+    case Kernel::linear:
+      return terms<Kernel::linear>(nu, p, q, t, f, g);
+    default:
+      return terms<Kernel::cosine>(nu, p, q, t, f, g);
   }
 }
 
@@ -138,8 +149,8 @@ constexpr std::uint64_t kAgain = 0x7ff9a6a1f0cce12dull;
 __device__ __forceinline__ bool is_marked(double v) { return math::bit_cast<std::uint64_t>(v) == kAgain; }
 
 // Whether float has lost more than 4e-7 |log_sum| + 2e-6. A row's exponents E are all off by about 3.3 u |E| at most,
-// so log_sum is by the mean of that under the row's weights: mean |E| <= top bias - log_sum + entropy. Where the entropy
-// is large the errors of many pairs average out: 10 nats of it count.
+// so log_sum is by the mean of that under the row's weights: mean |E| <= top bias - log_sum + entropy. Where the
+// entropy is large the errors of many pairs average out: 10 nats of it count.
 __device__ __forceinline__ bool is_doubtful(const KdeSums& s, double log_sum, double sum, double top_bias) {
   const bool compact = math::is_compact(s.kernel);
   if (log_sum != log_sum) return true;  // out of float's range, if not NaN in truth

@@ -10,7 +10,8 @@ template <typename T, Form form, bool kSums, int D> void run(const KdeSums& s, c
   const std::int64_t slots = (s.n + Q - 1) / Q;
   int split = 1;
   while (split < kWarp && slots * split < 131072 && s.m >= 256 * split) split *= 2;
-  FK_LAUNCH((kde_small<T, form, D, kSums>), blocks_for(slots, kSmallThreads / split), kSmallThreads, 0, stream, s, split);
+  FK_LAUNCH((kde_small<T, form, D, kSums>), blocks_for(slots, kSmallThreads / split), kSmallThreads, 0, stream, s,
+            split);
 }
 
 // The least of the dimensions that is enough.

@@ -2,7 +2,8 @@
 //
 // A thread takes kQueries queries, and with `split` > 1 one of `split` interleaved parts of the data, merged at the end
 // by shuffles. An exponential of a log density costs D differences, D products, an exponential, a sum, a share in the
-// maximum, and one load of 16 bytes for all queries of the thread. Bytes: x and the results once, the data once a block.
+// maximum, and one load of 16 bytes for all queries of the thread. Bytes: x and the results once, the data once a
+// block.
 #pragma once
 
 #include "cuda/kde.cuh"
@@ -17,7 +18,11 @@ template <typename C, Form form> constexpr int kGroup = form == Form::general ? 
 // kSums: nothing but log_sum is wanted. Values, where wanted, are the slope or y - x_i.
 template <typename C, Form form, int D, bool kSums> __global__ void __launch_bounds__(kSmallThreads, 2)
     kde_small(KdeSums s, int split) {
-  constexpr int Q = kQueries<C, D>, G = kGroup<C, form>, N = Q * G, kWidth = D == 1 ? 2 : D <= 3 ? 4 : D, kBias = D <= 3 ? D : 0;
+  constexpr int Q = kQueries<C, D>, G = kGroup<C, form>, N = Q * G,
+                kWidth = D == 1   ? 2
+                         : D <= 3 ? 4
+                                  : D,
+                kBias = D <= 3 ? D : 0;
   using Datum = Vec<C, kWidth>;
   FK_SHARED(Datum, data, kSmallTile);
   FK_SHARED(C, biases, kSmallTile);  // of D > 3; the others have theirs beside the coordinates
@@ -30,7 +35,8 @@ template <typename C, Form form, int D, bool kSums> __global__ void __launch_bou
   const bool online = s.shift == nullptr, own_scales = s.bandwidth_kind == KdeSums::Bandwidth::per_datum;
   const bool weighted = s.weight && !online, by_slope = s.weighting == KdeSums::Values::slope;
   const bool moments = !kSums && (s.square || s.delta), values = !kSums && s.weighting != KdeSums::Values::none;
-  const C nu = C(s.nu), p = C(0.5 * (s.nu + double(s.d))), lazy = form == Form::general ? laziness<C>(s.kernel) : C(kLazy);
+  const C nu = C(s.nu), p = C(0.5 * (s.nu + double(s.d))),
+          lazy = form == Form::general ? laziness<C>(s.kernel) : C(kLazy);
 
   C x[Q][D], scale[Q], top[Q];
   Total<C> sum[Q], square[Q], delta[Q], slope[Q][D];
@@ -145,7 +151,8 @@ template <typename C, Form form, int D, bool kSums> __global__ void __launch_bou
 #pragma unroll
               for (int k = 0; k < D; ++k) {
                 const C step = y.v[k] - x[a][k];
-                if (form == Form::absolute && by_slope) slope[a][k].part += step > C(0) ? v : step < C(0) ? -v : v * step;
+                if (form == Form::absolute && by_slope)
+                  slope[a][k].part += step > C(0) ? v : step < C(0) ? -v : v * step;
                 else slope[a][k].part = math::mad(v, step, slope[a][k].part);
               }
             }

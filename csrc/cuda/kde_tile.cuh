@@ -1,9 +1,9 @@
 // Density sums for any d and any values: tiles of 64 queries by 64 data, 4 x 4 pairs a thread.
 //
-// Coordinates pass through shared memory kDepth at a time; a float distance is summed over kDepth of them and those sums
-// are added with their roundings carried along. The weights of a tile then go to shared memory and are multiplied by
-// the values, 64 columns at a time; the sums of values stay in the result, which only this block touches. Bytes: x and
-// y once a tile (from L2), values once a tile and the sums of values twice; none of it for tiles without weight.
+// Coordinates pass through shared memory kDepth at a time; a float distance is summed over kDepth of them and those
+// sums are added with their roundings carried along. The weights of a tile then go to shared memory and are multiplied
+// by the values, 64 columns at a time; the sums of values stay in the result, which only this block touches. Bytes: x
+// and y once a tile (from L2), values once a tile and the sums of values twice; none of it for tiles without weight.
 #pragma once
 
 #include "cuda/kde.cuh"
@@ -24,7 +24,9 @@ template <typename C> struct Distance {
       total += part;
     }
   }
-  __device__ __forceinline__ C value() const { return total + total > total ? total + carry : total; }  // inf: carry is NaN
+  __device__ __forceinline__ C value() const {
+    return total + total > total ? total + carry : total;
+  }  // inf: carry is NaN
 };
 
 // single: x, y, v and values are float also where C is double; again: only the rows that a float kernel has marked.
@@ -44,7 +46,9 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
   const void* const vs = s.v ? s.v : s.y;
   const int thread = int(threadIdx.x), tx = thread % 16, ty = thread / 16;
   // The thread's four queries at datum j: distances, then weights.
-  const auto pairs = [x_tile, ty](int j) -> Quad& { return *reinterpret_cast<Quad*>(x_tile + j * kPitch + kMicro * ty); };
+  const auto pairs = [x_tile, ty](int j) -> Quad& {
+    return *reinterpret_cast<Quad*>(x_tile + j * kPitch + kMicro * ty);
+  };
   const std::int64_t block = std::int64_t(blockIdx.x) * kSide, first = block + kMicro * ty;
   const bool online = s.shift == nullptr, values = s.weighting != KdeSums::Values::none;
   const bool by_slope = s.weighting == KdeSums::Values::slope, relative = by_slope || !s.v;
@@ -54,12 +58,11 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
 
   bool live[kMicro];
   C scale[kMicro], top[kMicro];
-  double sum[kMicro] = {};
-  // The rarer sums of a thread; float has no registers left for them.
+  // A thread's sums of weights, their squares and what delta is made of; float has no registers left for them.
   constexpr bool kAside = sizeof(C) == 4;
-  FK_SHARED(double, aside, kAside ? 2 * kMicro * kTileThreads : 1);
-  double beside[2][kMicro] = {};
-  const auto moment = [&](int which, int a) -> double& {
+  FK_SHARED(double, aside, kAside ? 3 * kMicro * kTileThreads : 1);
+  double beside[3][kMicro] = {};
+  const auto total = [&](int which, int a) -> double& {
     if constexpr (kAside) return aside[(which * kMicro + a) * kTileThreads + thread];
     else return beside[which][a];
   };
@@ -71,7 +74,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     any = any || live[a];
     scale[a] = row_scale<C>(s, i, form);
     top[a] = online ? kFresh<C> : C(s.shift[i] * kUnit<C>);
-    moment(0, a) = moment(1, a) = 0;
+    total(0, a) = total(1, a) = total(2, a) = 0;
   }
   if (!__syncthreads_or(any)) return;
   double top_bias = -math::infinity<double>();
@@ -92,6 +95,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
       }
       const int k = thread % kDepth;
       const bool inside = depth + k < s.d;
+#pragma unroll 4
       for (int r = thread / kDepth; r < kSide; r += kRowsAtOnce) {
         const std::int64_t i = block + r, j = begin + r;
         x_tile[k * kPitch + r] = inside && i < s.n ? query_coordinate(load<C>(s.x, i * s.d + depth + k, single)) : C(0);
@@ -169,8 +173,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
             const C by = power(top[a] - most);
             top[a] = most;
             rescale[a] *= by;
-            sum[a] *= double(by), sums[a] *= by, squares[a] *= by * by, deltas[a] *= by;
-            if (moments) moment(0, a) *= double(by * by), moment(1, a) *= double(by);
+            total(0, a) *= double(by), sums[a] *= by, squares[a] *= by * by, deltas[a] *= by;
+            if (moments) total(1, a) *= double(by * by), total(2, a) *= double(by);
             for (int before = tx; before < j; before += 16) pairs(before).v[a] *= by;
           }
         }
@@ -192,8 +196,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     }
 #pragma unroll
     for (int a = 0; a < kMicro; ++a) {
-      sum[a] += double(sums[a]);
-      if (moments) moment(0, a) += double(squares[a]), moment(1, a) += double(deltas[a]);
+      total(0, a) += double(sums[a]);
+      if (moments) total(1, a) += double(squares[a]), total(2, a) += double(deltas[a]);
     }
     if (!values || !__syncthreads_or(weighs)) continue;  // uniform over the block; also: the weights are there
 
@@ -210,7 +214,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
         __syncthreads();
         for (int e = thread; e < kPiece * kSide; e += kTileThreads) {
           const std::int64_t j = begin + piece + e / kSide, k = at + e % kSide;
-          v_tile[e / kSide * kPitch + e % kSide] = j < s.m && k < s.dv ? finite_or_zero(load<C>(vs, j * s.dv + k, single)) : C(0);
+          v_tile[e / kSide * kPitch + e % kSide] =
+              j < s.m && k < s.dv ? finite_or_zero(load<C>(vs, j * s.dv + k, single)) : C(0);
         }
         __syncthreads();
 #pragma unroll 4
@@ -246,8 +251,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
   top_bias = block_reduce<kTileThreads>(top_bias, Max{});
 #pragma unroll
   for (int a = 0; a < kMicro; ++a) {
-    const double all = warp_reduce<16>(sum[a], Sum{}), squares = warp_reduce<16>(moment(0, a), Sum{});
-    const double deltas = warp_reduce<16>(moment(1, a), Sum{});
+    const double all = warp_reduce<16>(total(0, a), Sum{}), squares = warp_reduce<16>(total(1, a), Sum{});
+    const double deltas = warp_reduce<16>(total(2, a), Sum{});
     double factor = 0;
     if (live[a] && tx == 0) factor = finish_row(s, first + a, form, top[a], all, squares, deltas, may_doubt, top_bias);
     factor = __shfl_sync(kFullWarp, factor, 0, 16);

@@ -30,7 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=1, help="threads of torch and of fokker (default 1)")
     bench.add_argument("--quick", action="store_true", help="fewer repetitions")
 
-    demo = commands.add_parser("demo", help="vMF fits, mixtures and outlier scores on real photographs and digits")
+    demo = commands.add_parser("demo", help="the families on real photographs and digits, with pictures")
+    demo.add_argument(
+        "family",
+        nargs="?",
+        choices=("vmf", "kde"),
+        default="vmf",
+        help="vmf: fits, mixtures and outlier scores (default); kde: denoising, memorised digits, regimes",
+    )
     demo.add_argument("--out", metavar="FOLDER", default="fokker-demo", help="where the pictures go")
     demo.add_argument("--seed", type=int, default=0)
     return parser
@@ -45,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ._cli.check import run
     elif args.command == "bench":
         from ._cli.bench import run
+    elif args.family == "kde":
+        from ._cli.demo_kde import run
     else:
         from ._cli.demo import run
     return run(args)

@@ -26,10 +26,10 @@ class Mixture:
 
     Args:
         means: mu ``(K, d)``.
-        covariance: S, by type. isotropic: variances v ``(K,)``, S = v I; diag: variances ``(K, d)``; full: ``(K, d, d)``
-            (its symmetric part counts); lowrank: a pair of factors W ``(K, d, r)`` and variances t ``(K,)``,
-            S = W W^T + t I. Without the K dimension, one for all components. Singular covariances, a variance of 0
-            among them, have a density where noise is added, and NaN where none is.
+        covariance: S, by type. isotropic: variances v ``(K,)``, S = v I; diag: variances ``(K, d)``; full:
+            ``(K, d, d)`` (its symmetric part counts); lowrank: a pair of factors W ``(K, d, r)`` and variances t
+            ``(K,)``, S = W W^T + t I. Without the K dimension, one for all components. Singular covariances, a
+            variance of 0 among them, have a density where noise is added, and NaN where none is.
         weights: w ``(K,)``, >= 0, scaled to sum to one; None for equal ones.
         covariance_type: "isotropic" (or "spherical"), "diag", "lowrank" or "full".
 
@@ -38,8 +38,8 @@ class Mixture:
     use and kept until the covariance is changed in place.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown covariance type, weights negative or all zero, variances negative,
-            values not finite, a matrix that is not symmetric or not positive semi-definite.
+        ValueError: shapes that do not fit, an unknown covariance type, weights negative or all zero, variances
+            negative, values not finite, a matrix that is not symmetric or not positive semi-definite.
         TypeError: complex or sparse tensors, or tensors on unlike devices.
     """
 
@@ -231,3 +231,20 @@ class Mixture:
         found = Mixture(alpha * self.means, covariance, self.weights, self.covariance_type)
         found.numpy = self.numpy
         return found
+
+
+def noise_level(value: Any, name: str, batch: torch.Size, device: torch.device) -> Tensor:
+    """alpha or sigma in float64: (1,), or one a query (n,)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value) or (name == "sigma" and value < 0):
+            raise ValueError(f"{name} must be a finite number{' >= 0' * (name == 'sigma')}, got {value}")
+        return torch.full((1,), float(value), dtype=torch.float64, device=device)
+    t = _tensor("mixture", name, value, device).double()
+    if name == "sigma":
+        t = torch.where(t >= 0, t, torch.nan)
+    if t.numel() == 1 and t.dim() <= len(batch):
+        return t.reshape(1)
+    try:
+        return t.expand(batch).reshape(-1)
+    except RuntimeError:
+        raise ValueError(f"{name} {tuple(t.shape)} does not broadcast to the batch of x, {tuple(batch)}") from None

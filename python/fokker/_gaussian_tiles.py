@@ -1,10 +1,10 @@
 """Sums over the components of a Gaussian mixture, tile by tile: distances, shares, score and posterior mean.
 
-Component k of a diffused mixture is N(a mu_k, C_k), C_k = a^2 S_k + s^2 I. What a tile needs of it is the squared
-distance (x - a mu_k)^T C_k^-1 (x - a mu_k), log det C_k, and the vectors C_k^-1 (x - a mu_k) and S_k C_k^-1 (x - a mu_k).
-Full covariances come as S = Q diag(e) Q^T, low-rank ones as W W^T + t I with W^T W = V diag(g) V^T, so every noise level
-costs a pair O(d^2) or O(d r). No array of all queries by all components by d exists, in the backward pass neither: tiles
-are computed again there.
+Component k of a diffused mixture is N(a mu_k, C_k), C_k = a^2 S_k + s^2 I. What a tile needs of it, with
+delta = x - a mu_k, is delta^T C_k^-1 delta, log det C_k, and the vectors C_k^-1 delta and S_k C_k^-1 delta. Full
+covariances come as S = Q diag(e) Q^T, low-rank ones as W W^T + t I with W^T W = V diag(g) V^T, so every noise level
+costs a pair O(d^2) or O(d r). No array of all queries by all components by d exists, in the backward pass neither:
+tiles are computed again there.
 
 The decompositions are constants to autograd, whose own derivative of eigenvectors is infinite where eigenvalues are
 equal. Derivatives come through E = Q^T (S - detach S) Q, which is zero: C^-1 and log det C are expanded in it to second
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._op import _functorch_level, _is_compiling
 
-_ELEMENTS = 1 << 20  # of a tile's components x queries x d array
+_ELEMENTS = 1 << 17  # of a tile's components x queries x d array
 _LOG_2_PI = math.log(2 * math.pi)
 SHARES, SCORE, MEAN, DISTANCE = 1, 2, 4, 8
 

@@ -22,7 +22,8 @@ class KernelDensity(DensityMixin, BaseEstimator):
     r"""Kernel density estimation, with the interface and the conventions of `sklearn.neighbors.KernelDensity`.
 
     Exact in every dimension (no tree, no tolerance): the tree-based estimator adds the residue of its bounds to the log
-    density and is off by nats from d = 16 on. scikit-learn's tree arguments are accepted and have nothing to do.
+    density and is off by nats from d = 16 on, and its cosine kernel is not normalised in even dimensions.
+    scikit-learn's tree arguments are accepted and have nothing to do.
 
     Args:
         bandwidth: a number; "scott", n^(-1/(d+4)); "silverman", (n (d+2) / 4)^(-1/(d+4)) (both as scikit-learn, with n

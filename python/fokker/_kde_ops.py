@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _kde_tiles
+from ._backend import BackendError
 from ._op import Kernel, Op, native_kernels
 from .reference import kde as reference
 from .reference.kde import DELTA, NOTHING, SLOPE, SQUARE, VALUES
@@ -16,6 +17,21 @@ __all__ = ["DELTA", "NOTHING", "SLOPE", "SQUARE", "VALUES", "pulled", "sums"]
 
 _SETTINGS = "int kernel, float nu, int exclude, int outputs, bool highest"
 _KERNELS = reference.KERNELS
+
+
+class _Triton:
+    """The Triton kernels in the place of a compiled module."""
+
+    @staticmethod
+    def kde_sums(*args: Any) -> None:
+        """The binding's function of that name; the eighth argument is the kernel."""
+        from .triton_kernels import kde
+        from .triton_kernels.kde_pairs import KERNELS
+
+        if args[7] >= len(KERNELS):
+            missing = f"no Triton kernel for kernel={_KERNELS[args[7]]!r}"
+            raise BackendError(f"density sums have {missing} (they have: {', '.join(KERNELS)})")
+        kde.kde_sums(*args)
 
 
 # ---- log-sums -------------------------------------------------------------------------------------------------------
@@ -133,7 +149,7 @@ sums = Op(
     tensors=5,
     reference=_sums_reference,
     fake=_fake_sums,
-    kernels=native_kernels(_sums_kernel),
+    kernels={**native_kernels(_sums_kernel), "triton": _sums_kernel(_Triton)},
     backward=_sums_backward,
     saves_results=True,
     partial_grads=True,
@@ -201,7 +217,7 @@ pulled = Op(
     tensors=6,
     reference=_pulled_reference,
     fake=_fake_pulled,
-    kernels=native_kernels(_pulled_kernel),
+    kernels={**native_kernels(_pulled_kernel), "triton": _pulled_kernel(_Triton)},
     backward=_pulled_backward,
     saves_results=True,
     partial_grads=True,

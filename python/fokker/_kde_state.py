@@ -144,7 +144,7 @@ class KDEState:
         """The outputs by name, as `fokker.kde.evaluate` returns them."""
         from .kde import finish
 
-        c = replace(self._arrange(self._x[:0]), log_total=torch.log(self.total))
+        c = replace(self._arrange(self._x[:0]), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total)))
         found = finish(c, self.outputs, self.log_sum, self.mean, self.square, self.spread, 0.0)
         return {name: restore(c, value) for name, value in found.items()}
 

@@ -39,7 +39,7 @@ def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> No
 
 def positive(function: str, name: str, value: Any) -> float:
     """A positive finite number, or a ValueError."""
-    number = float(value)
+    number = float(value.detach() if isinstance(value, Tensor) else value)
     if not number > 0 or math.isinf(number):
         raise ValueError(f"{function}: {name} must be a positive number, got {value}")
     return number
@@ -73,7 +73,7 @@ class Clouds:
 
     def restore(self, value: Tensor) -> Any:
         """A result (B, ...) in the batch shape and dtype of the call, as NumPy where that came in."""
-        return give(value.to(self.dtype).reshape(*self.batch, *value.shape[1:]), self.numpy)
+        return give(value.to(self.dtype).reshape((*self.batch, *value.shape[1:])), self.numpy)
 
 
 def give(value: Tensor, numpy: bool) -> Any:

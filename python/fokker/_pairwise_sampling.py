@@ -16,7 +16,7 @@ from .reference import pairwise as reference
 
 __all__ = ["characteristic_discrepancy", "cmixup_sample"]
 
-_TILE = 1 << 20  # pairs of a tile of C-Mixup
+_TILE = 1 << 18  # pairs of a tile of C-Mixup
 
 
 def characteristic_discrepancy(

@@ -173,5 +173,5 @@ def nadaraya_watson(
     v = c.like_data(v[:, None] if flat else v, "values", 1)
     log_sum, mean, _, _ = c.sums(VALUES, v)
     found = torch.where((log_sum == -torch.inf)[..., None], outside, mean)
-    found = found.to(c.dtype).reshape(*c.batch, *found.shape[1:])
+    found = found.to(c.dtype).reshape((*c.batch, *found.shape[1:]))
     return give(found[..., 0] if flat else found, numpy)

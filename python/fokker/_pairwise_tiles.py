@@ -12,7 +12,7 @@ from ._kde_tiles import Tiled, tile_rows
 from ._op import _dispatch_depth, _functorch_level, _is_compiling
 from .reference import pairwise as reference
 
-_BATCH = 1 << 20  # pairs of a tile
+_BATCH = 1 << 18  # pairs of a tile
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,28 @@ class _RowsBackward(torch.autograd.Function):
         return plan.fast.vjp(arguments[:-1], arguments[-1:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, *ctx.plan.smooth.gradient().vjp(ctx.saved_tensors, grads)
+        with torch.no_grad():
+            found = ctx.plan.smooth.gradient().vjp(ctx.saved_tensors, grads)
+        return None, *refused("a third derivative of sums of distances is not implemented", found, ctx.saved_tensors)
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, message: str, value: Tensor, *sources: Tensor) -> Tensor:
+        ctx.message = message
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+
+def refused(message: str, values: Any, sources: Any) -> Any:
+    """Gradients whose own gradient in ``sources`` is an error: torch's once_differentiable would say nothing."""
+    if not torch.is_grad_enabled() or not any(s.requires_grad for s in sources):
+        return values
+    return tuple(None if v is None else _Refusal.apply(message, v, *sources) for v in values)
 
 
 def _lengths(x: Tensor, y: Tensor) -> Tensor:
@@ -80,13 +99,15 @@ def _plan(function: Any, by_query: tuple[bool, ...], pairs: int, dim: int) -> Pl
 
 def distance_sums(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """sum_j w_j |x_i - y_j|, (B, N) float64: x (B, N, d), y (B, M, d), w (B, M)."""
+    # all in float64: sums of distances are there to be subtracted, and converting the distances costs more
+    x, y = x.double(), y.double()
     batches = max(1, _BATCH // max(1, y.shape[1]))
     if x.shape[0] > batches:
         split = (t.split(batches) for t in (x, y, weights))
         return torch.cat([distance_sums(*part) for part in zip(*split, strict=True)])
 
     def function(lengths: Any, begin: int, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return (lengths(x, y).double() @ w[..., None])[..., 0]
+        return (lengths(x, y) @ w[..., None])[..., 0]
 
     return _plan(function, (True, False, False), x.shape[0] * y.shape[1], x.shape[2])(x, y, weights)
 
@@ -96,9 +117,10 @@ def centred_products(x: Tensor, centres: Tensor, dims: tuple[int, ...], c: float
 
     def function(lengths: Any, begin: int, x: Tensor, y: Tensor, m: Tensor, n: Tensor) -> Tensor:
         pairs = zip(x.split(dims, -1), y.split(dims, -1), strict=True)
-        r = [lengths(p, q).double() for p, q in pairs]
+        r = [lengths(p, q) for p, q in pairs]
         return reference.centred_product(r, m, n, c, begin if exclude_self else None).sum(-1)
 
+    x = x.double()
     plan = _plan(function, (True, False, True, False), x.shape[0] * x.shape[1] * len(dims), max(dims))
     return plan(x, x, centres, centres)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._kde_arguments import Call, arrange
 from ._op import _is_compiling
 from ._pairwise_arguments import clouds, positive, readable, takes_reference, transformed
+from ._pairwise_tiles import refused
 from .reference import pairwise as reference
 
 __all__ = ["Transport", "sinkhorn"]
@@ -55,15 +56,18 @@ class _Value(torch.autograd.Function):
         return _Value._semidual(*arguments)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        needed = ctx.needs_input_grad[:5]
         with torch.enable_grad():
-            needed = ctx.needs_input_grad[:5]
             leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors[:5], needed, strict=True)]
             value = _Value._semidual(*leaves, ctx.saved_tensors[5])
             wanted = [t for t, n in zip(leaves, needed, strict=True) if n]
-            found = iter(torch.autograd.grad(value, wanted, grad, allow_unused=True))
-        return *(next(found) if n else None for n in needed), None
+            found = iter(torch.autograd.grad(value, wanted, grad.detach(), allow_unused=True))
+        slopes = [next(found) if n else None for n in needed]
+        sources = (*ctx.saved_tensors, grad)
+        return *refused(
+            "sinkhorn has a first derivative only: a second one would miss the potentials'", slopes, sources
+        ), None
 
 
 class _Problem:
@@ -139,8 +143,8 @@ def sinkhorn(
         iterations: at most so many, of one f and one g each.
         tolerance: stop when sum_i |sum_j P_ij - a_i| is below it; None for 1e-9 in float64, 1e-5 in float32; 0 for all
             iterations. Under torch.compile and transforms all are made.
-        scaling: in (0, 1): start with epsilon = the squared diameter and multiply by it each iteration, which saves
-            iterations where epsilon is small; None starts with epsilon.
+        scaling: in (0, 1), say 0.7: start with epsilon = the squared diameter and multiply by it each iteration, which
+            saves iterations where the clouds lie far apart for epsilon; None starts with epsilon.
 
     Returns:
         `Transport`: value ``(...)``, the potentials f, g (with ``debias`` minus those of the clouds with themselves),

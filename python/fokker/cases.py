@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _vmf_ops, bessel, kde, pairwise, random, vmf
+from . import _vmf_ops, bessel, kde, mixture, pairwise, random, vmf
 from ._backend import use_backend
 from .reference import kde as reference_kde
+from .reference import mixture as reference_mixture
 
 Arguments = tuple[Any, ...]
 _HERE = Path(__file__).parent
@@ -556,3 +557,53 @@ _pairwise_case(
     (),
     flops=41 * 42 * 30.0,
 )
+
+
+# ---- fokker.mixture ------------------------------------------------------------------------------------------------
+def _gaussians(rows: int, dtype: torch.dtype, generator: torch.Generator, k: int = 6, d: int = 12) -> Arguments:
+    root = torch.randn(k, d, d, generator=generator, dtype=torch.float64)
+    covariance = root @ root.mT / d + 0.1 * torch.eye(d, dtype=torch.float64)
+    means = 3 + torch.randn(k, d, generator=generator, dtype=torch.float64)
+    weights = torch.rand(k, generator=generator, dtype=torch.float64) + 0.1
+    x = 3 + 1.5 * torch.randn(rows, d, generator=generator, dtype=torch.float64)
+    return tuple(t.to(dtype) for t in (x, means, covariance, weights))
+
+
+def _gaussian_truth(name: str) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
+    # the dense definition: the ops are composed of torch's, so their own run in float64 would judge itself
+    def rows(dtype: torch.dtype) -> list[tuple[Arguments, Tensor, Tensor]]:
+        if dtype not in (torch.float32, torch.float64):
+            return []
+        args = _gaussians(300, dtype, torch.Generator().manual_seed(20260211))
+        hi = getattr(reference_mixture, name)(*args, _ALPHA, _SIGMA)
+        return [(args, hi, torch.zeros_like(hi))]
+
+    return rows
+
+
+def _gaussian_call(name: str) -> Callable[..., Tensor]:
+    def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor) -> Tensor:
+        m = mixture.Mixture(means, covariance, weights)
+        return mixture.evaluate(x, m, outputs=(name,), alpha=_ALPHA, sigma=_SIGMA)[name]
+
+    return call
+
+
+_ALPHA, _SIGMA = 0.8, 0.6
+for _name, _metric in (("log_prob", "mixed"), ("score", "scaled")):
+    add(
+        Case(
+            name=f"gaussian_mixture_{_name}",
+            call=_gaussian_call(_name),
+            make=_gaussians,
+            # float32 is computed in float64 and rounded once
+            tolerance={torch.float64: 1e-12, torch.float32: 2e-7},
+            metric=_metric,
+            truth=_gaussian_truth(_name),
+            gentle=lambda g: _gaussians(4, torch.float64, g, 2, 3),
+            gradients=(0, 1, 2, 3),
+            elementwise=False,
+            backends=("reference", "cpu", "cuda", "emu"),
+            flops=6 * (2.0 * 12 * 12 + 4 * 12),
+        )
+    )

@@ -20,11 +20,13 @@ except ImportError as error:
     raise ImportError(f"fokker.estimators needs scikit-learn: pip install fokker[sklearn] ({error})") from error
 
 from . import vmf
+from ._gaussian_estimator import GaussianMixture
+from ._kde_estimator import KernelDensity, SDKernelDensity
 from ._mixture import affine_logsumexp, affine_moments, affine_softmax
 from ._seeding import plus_plus, systematic, unit
 from ._vmf_estimation import estimate
 
-__all__ = ["VonMisesFisherMixture"]
+__all__ = ["GaussianMixture", "KernelDensity", "SDKernelDensity", "VonMisesFisherMixture"]
 
 _SEED_ROWS = 1 << 14  # k-means++ is quadratic in spirit: past this many rows it sees a systematic sample
 

@@ -24,18 +24,16 @@ A query holding an infinity has log density -inf, score 0 and responsibilities 0
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import random
-from ._gaussian_parameters import Mixture
+from ._gaussian_parameters import Mixture, noise_level
+from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
 from ._kde_arguments import PRECISIONS, Call, _tensor, arrange
 from ._kde_ops import SLOPE, VALUES
-from ._vmf_sampling import sample_shape_of
 
 __all__ = [
     "Mixture",
@@ -66,8 +64,8 @@ def log_prob(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, pr
         ``(...)`` in the wider of the dtypes of x and means; NumPy where neither x nor the mixture came as tensors.
 
     Raises:
-        ValueError: shapes that do not fit, numbers out of range, an unknown precision, a covariance that is not positive
-            semi-definite.
+        ValueError: shapes that do not fit, numbers out of range, an unknown precision, a covariance that is not
+            positive semi-definite.
         TypeError: complex, sparse or unlike devices.
     """
     return evaluate(x, mixture, outputs=("log_prob",), alpha=alpha, sigma=sigma, precision=precision)["log_prob"]
@@ -121,7 +119,7 @@ def evaluate(
     if not x.dim() or x.shape[-1] != mixture.dim:
         raise ValueError(f"x must have shape (..., d={mixture.dim}) as the mixture has, got {tuple(x.shape)}")
     batch = x.shape[:-1]
-    level = tuple(_level(v, n, batch, x.device) for v, n in ((alpha, "alpha"), (sigma, "sigma")))
+    level = tuple(noise_level(v, n, batch, x.device) for v, n in ((alpha, "alpha"), (sigma, "sigma")))
     dtype = torch.promote_types(x.dtype, means.dtype)
     # An infinity is taken out, or infinity minus infinity would make NaN of what is -inf.
     infinite = (x.abs() == torch.inf).any(-1, keepdim=True) & ~x.isnan().any(-1, keepdim=True)
@@ -130,36 +128,20 @@ def evaluate(
     for name in names:
         mask |= OUTPUTS[name]
     if _fused(mixture, mask, *level):
-        found = _by_density_sums(rows, mixture, *level, names, precision)
+        unmoved = isinstance(alpha, (int, float)) and alpha == 1
+        found = _by_density_sums(rows, mixture, *level, unmoved, names, precision)
     else:
         compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
         found = _by_tiles(rows, mixture, *level, mask, compute)
     results = {}
     for name in names:
-        value = found[name].to(dtype).reshape(*batch, *found[name].shape[1:])
+        value = found[name].to(dtype).reshape((*batch, *found[name].shape[1:]))
         outside = {"log_prob": -torch.inf, "score": 0.0, "responsibilities": 0.0, "mahalanobis": torch.inf}
         value = torch.where(
             infinite if value.dim() == x.dim() else infinite[..., 0], outside.get(name, torch.nan), value
         )
         results[name] = value.detach().numpy() if numpy else value
     return results
-
-
-def _level(value: Any, name: str, batch: torch.Size, device: torch.device) -> Tensor:
-    """alpha or sigma in float64: (1,), or one a query (n,)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value) or (name == "sigma" and value < 0):
-            raise ValueError(f"{name} must be a finite number{' >= 0' * (name == 'sigma')}, got {value}")
-        return torch.full((1,), float(value), dtype=torch.float64, device=device)
-    t = _tensor("mixture", name, value, device).double()
-    if name == "sigma":
-        t = torch.where(t >= 0, t, torch.nan)
-    if t.numel() == 1 and t.dim() <= len(batch):
-        return t.reshape(1)
-    try:
-        return t.expand(batch).reshape(-1)
-    except RuntimeError:
-        raise ValueError(f"{name} {tuple(t.shape)} does not broadcast to the batch of x, {tuple(batch)}") from None
 
 
 def _by_tiles(
@@ -188,15 +170,14 @@ def _fused(mixture: Mixture, mask: int, alpha: Tensor, sigma: Tensor) -> bool:
 
 
 def _by_density_sums(
-    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, names: tuple[str, ...], precision: str
+    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, unmoved: bool, names: tuple[str, ...], precision: str
 ) -> dict[str, Tensor]:
     v, noise = mixture.covariance.double(), sigma.square()
     variance = alpha.square() * v + noise  # (1,), (K,), or (n,) where v is shared
     h = torch.sqrt(variance)
     h = h[:, None] if mixture.shared else h
     # alpha mu rounded to float32 would be another mixture
-    trivial = not alpha.requires_grad and type(alpha) is Tensor and float(alpha) == 1.0
-    centres = mixture.means if trivial else alpha * mixture.means.double()
+    centres = mixture.means if unmoved else alpha * mixture.means.double()
     c = arrange("mixture", x, centres, h, mixture.weights, "gaussian", 1.0, False, precision, ("gaussian",))
     found = {}
     if "log_prob" in names or "score" in names:
@@ -219,71 +200,6 @@ def _denoised(c: Call, mixture: Mixture, alpha: Tensor, v: Tensor, noise: Tensor
     values = torch.cat([keep[:, None] * means, pull[:, None]], 1)
     mean = c.sums(VALUES, values[None].to(c.x.dtype))[1][0].double()
     return mean[:, :-1] + mean[:, -1:] * x
-
-
-# ---- samples --------------------------------------------------------------------------------------------------------
-def sample(
-    mixture: Mixture,
-    sample_shape: Any = (),
-    *,
-    alpha: float = 1.0,
-    sigma: float = 0.0,
-    return_components: bool = False,
-    seed: int | None = None,
-    step: int = 0,
-    sample_ids: Any = None,
-    generator: torch.Generator | None = None,
-) -> Any:
-    r"""Samples of alpha x_0 + sigma z, ``(*sample_shape, d)``; with ``return_components`` also theirs, ``sample_shape``.
-
-    Sample i is a function of ``(seed, step, sample_ids[i])`` alone (see `fokker.random`): a uniform number chooses the
-    component, normal ones are pushed through its covariance's root. ``sample_ids`` counts the samples in order.
-    Not differentiable. In the dtype of means; NumPy where the mixture was given so.
-    """
-    shape = sample_shape_of(sample_shape)
-    n = math.prod(shape)
-    if seed is None:
-        device = generator.device if generator is not None else "cpu"
-        seed = int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
-    elif generator is not None:
-        raise ValueError("give seed or generator, not both")
-    level = {n: _level(v, n, torch.Size(), mixture.means.device) for n, v in (("alpha", alpha), ("sigma", sigma))}
-    place = {"seed": seed, "step": step, "sample_ids": sample_ids, "device": mixture.means.device}
-    with torch.no_grad():
-        w = mixture.weights.double()
-        at = random.uniform(n, dtype=torch.float64, stream=_COMPONENT, **place)
-        share = w.cumsum(0) / w.sum()
-        last = int(w.nonzero()[-1])
-        label = torch.searchsorted(share, at).clamp(max=last)  # u in (0, 1]: a component of weight 0 has no u
-        f, wide = mixture.factors(), mixture.dim + (mixture.covariance[0].shape[-1] if len(mixture._parts) == 2 else 0)
-        noise = random.normal(n, wide, dtype=torch.float64, stream=_NOISE, **place)
-        x = mixture.means.double()[label] + _rooted(f, noise, label, mixture)
-        if float(level["alpha"]) != 1.0 or float(level["sigma"]) != 0.0:
-            z = random.normal(n, mixture.dim, dtype=torch.float64, stream=_DIFFUSION, **place)
-            x = level["alpha"] * x + level["sigma"] * z
-        x, label = x.to(mixture.means.dtype).reshape(*shape, mixture.dim), label.reshape(shape)
-    if mixture.numpy:
-        x, label = x.numpy(), label.numpy()
-    return (x, label) if return_components else x
-
-
-_COMPONENT, _NOISE, _DIFFUSION = 0, 1, 2
-
-
-def _rooted(f: Any, noise: Tensor, label: Tensor, mixture: Mixture) -> Tensor:
-    """S^(1/2) z by component."""
-    d = mixture.dim
-    out = torch.empty_like(noise[:, :d])
-    for k in label.unique().tolist():
-        at, j = label == k, 0 if mixture.shared else k
-        z = noise[at]
-        if f.kind == "lowrank":
-            out[at] = z[:, d:] @ f.base[j].mT + torch.sqrt(f.noise[j]) * z[:, :d]
-        elif f.kind == "full":
-            out[at] = (z * torch.sqrt(f.values[j])) @ f.vectors[j].mT
-        else:
-            out[at] = z * torch.sqrt(f.base[j])
-    return out
 
 
 # ---- anomalies ------------------------------------------------------------------------------------------------------
@@ -325,12 +241,5 @@ def anomaly_score(
     kept = select_components(mixture, keep, by)
     if kind == "log_prob":
         return -log_prob(x, kept, precision=precision)
-    return (
-        mahalanobis(x, kept, precision=precision).min(-1)
-        if _is_numpy(x, kept)
-        else mahalanobis(x, kept, precision=precision).amin(-1)
-    )
-
-
-def _is_numpy(x: Any, mixture: Mixture) -> bool:
-    return mixture.numpy and not isinstance(x, Tensor)
+    nearest = mahalanobis(x, kept, precision=precision)
+    return nearest.amin(-1) if isinstance(nearest, Tensor) else nearest.min(-1)

@@ -4,8 +4,8 @@ Kernel sums take the fused kernels of `fokker.kde`; sums of distances go by tile
 Nothing of the size N x M is held, in the forward or the backward pass, but where a page says so. The reference backend
 and `torch.func` transforms take the plain definitions of `fokker.reference.pairwise`, which hold such arrays.
 
-Clouds are tensors ``(..., N, d)``, or NumPy arrays (then so are the results); leading dimensions broadcast. Float32 and
-float64 are computed in their own precision with sums over points in float64, float16 and bfloat16 through float32.
+Clouds are tensors ``(..., N, d)``, or NumPy arrays (then so are the results); leading dimensions broadcast. Kernels are
+computed in the dtype of the points (float16 and bfloat16 through float32), distances and sums over points in float64.
 Weights are not negative and are scaled to sum to one. A NaN makes the results of its own batch NaN.
 """
 

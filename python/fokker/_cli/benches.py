@@ -335,3 +335,6 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     yield from _vmf()
     yield from _sampling()
     yield from _random()
+    from .benches_kde import benches as kde_benches
+
+    yield from kde_benches()

@@ -1,0 +1,327 @@
+"""Density sums: accuracy in float32, edges, errors, gradients beyond the table's, streams; on every backend that runs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKENDS
+from torch.autograd import gradcheck, gradgradcheck
+
+import fokker
+from fokker import kde
+from fokker.cases import CASES
+
+HERE = [b for b in BACKENDS if b in CASES["kde_log_prob_2d"].backends]
+F64 = torch.float64
+
+
+@pytest.fixture(params=HERE)
+def backend(request):
+    with fokker.use_backend(request.param):
+        yield request.param
+
+
+def cloud(n, d, seed=0, dtype=F64):
+    return torch.randn(n, d, dtype=F64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def dense(x, y, h, log_w=None):
+    """log p by differences in float64, pair by pair."""
+    x, y = x.double(), y.double()
+    t = -0.5 * (x[:, None] - y[None]).square().sum(-1) / h**2
+    t = t - math.log(len(y)) if log_w is None else t + log_w
+    return torch.logsumexp(t, 1) - x.shape[1] * (math.log(h) + 0.5 * math.log(2 * math.pi))
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kernel", ["gaussian", "tophat", "epanechnikov", "exponential", "linear", "cosine"])
+@pytest.mark.parametrize("dim", [1, 2, 5, 16])
+def test_scikit_learn_agrees(backend, kernel, dim):
+    """With leaf_size >= N its trees do nothing, and it is right (but for the cosine's normaliser in even dimensions)."""
+    if kernel == "cosine" and dim % 2 == 0:
+        pytest.skip("scikit-learn leaves a term of the normaliser out: exp(score_samples) does not integrate to one")
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    y, x, w = cloud(150, dim), cloud(40, dim, 1), torch.rand(150, dtype=F64)
+    h = 1.3 * math.sqrt(dim)
+    theirs = neighbors.KernelDensity(bandwidth=h, kernel=kernel, leaf_size=1000).fit(y, sample_weight=w)
+    want = torch.from_numpy(theirs.score_samples(x))
+    torch.testing.assert_close(kde.log_prob(x, y, h, weights=w, kernel=kernel), want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", kde.KERNELS)
+def test_densities_integrate_to_one(kernel):
+    """On a fine grid in two dimensions (vmf: on the circle), mass outside the grid bounded by the tolerance."""
+    if kernel == "vmf":
+        angle = torch.arange(4000, dtype=F64) * (2 * math.pi / 4000)
+        x = torch.stack([angle.cos(), angle.sin()], 1)
+        mass = kde.log_prob(x, x[[3, 700]], 0.4, kernel=kernel).exp().sum() * (2 * math.pi / 4000)
+        assert abs(mass - 1) < 1e-12
+        return
+    h, half, n = 0.5, 60.0, 1500
+    nu = 9.0 if kernel == "student_t" else 1.0
+    if kernel == "cauchy":
+        half = 600.0
+    axis = torch.linspace(-1, 1, n, dtype=F64) ** 3 * half  # dense where the density is
+    step = torch.gradient(axis)[0]
+    x = torch.cartesian_prod(axis, axis)
+    y = torch.tensor([[0.1, 0.2], [-0.3, 0.4]], dtype=F64)
+    density = kde.log_prob(x, y, h, kernel=kernel, nu=nu).exp().reshape(n, n)
+    mass = float((density * step[:, None] * step[None]).sum())
+    assert abs(mass - 1) < (5e-3 if kernel in ("cauchy", "tophat", "linear", "laplace") else 1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("dim", [2, 7, 64, 784, 4096])
+def test_float32_is_accurate_from_collapse_to_flat(backend, dim, offset):
+    """4e-7 |log p| + 2e-6 nats at 'highest', next to data and far away, centred or not."""
+    n = 30 if backend == "emu" else 120
+    y = (cloud(n, dim) + offset).float()
+    near = y[:10].double() + 0.02 * cloud(10, dim, 3)
+    x = torch.cat([near, cloud(10, dim, 4) + offset, 3 * cloud(5, dim, 5) + offset]).float()
+    for h in (0.02, 0.1, 0.5, 2.0, 10.0 * math.sqrt(dim)):
+        want = dense(x, y, h)
+        got = kde.log_prob(x, y, h).double()
+        # log p is rounded to float32 at the end; the sum is what the bound is on
+        size = torch.maximum(want.abs(), (want + dim * math.log(h)).abs())
+        assert ((got - want).abs() <= 4e-7 * size + 2e-6).all(), (h, (got - want).abs().max())
+
+
+@pytest.mark.parametrize("dim", [2, 64, 784])
+def test_bound_holds_without_refinement(dim):
+    y, x = cloud(200, dim).float(), cloud(50, dim, 1).float()
+    for h in (0.1, 1.0, 10.0):
+        got, bound = kde.log_prob(x, y, h, precision="high", return_bound=True)
+        want = dense(x, y, h)
+        assert ((got.double() - want).abs() <= bound + 2.0**-23 * (want.abs() + dim * abs(math.log(h)) + dim)).all()
+
+
+def test_score_and_posterior_mean_are_those_of_autograd(backend):
+    x, y = cloud(6, 3), cloud(9, 3, 1)
+    for kernel in kde.KERNELS:
+        if kernel == "vmf":
+            x, y = (t / t.norm(dim=1, keepdim=True) for t in (x, y))
+        leaf = x.clone().requires_grad_()
+        (want,) = torch.autograd.grad(kde.log_prob(leaf, y, 2.9, kernel=kernel, nu=2.0).sum(), leaf)
+        torch.testing.assert_close(kde.score(x, y, 2.9, kernel=kernel, nu=2.0), want, rtol=1e-11, atol=1e-12)
+    sigma = torch.rand(6, dtype=F64) + 0.5
+    score = kde.score(x, y, sigma[:, None])
+    torch.testing.assert_close(kde.posterior_mean(x, y, sigma), x + sigma[:, None] ** 2 * score, rtol=1e-12, atol=1e-12)
+
+
+def test_laplacian_is_the_trace_of_the_hessian(backend):
+    x, y = cloud(4, 3), cloud(9, 3, 1)
+    with fokker.use_backend("reference"):
+        hessian = [torch.autograd.functional.hessian(lambda p: kde.log_prob(p[None], y, 0.8)[0], p) for p in x]
+    want = torch.stack([h.trace() for h in hessian])
+    torch.testing.assert_close(kde.laplacian(x, y, 0.8), want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(kde.laplacian(x.float(), y.float(), 0.8).double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_effective_sample_size(backend):
+    y = cloud(20, 2)
+    assert torch.allclose(kde.effective_sample_size(y, y, 1e-4), torch.ones(20, dtype=F64))
+    torch.testing.assert_close(kde.effective_sample_size(y, y, 1e6), torch.full((20,), 20.0, dtype=F64))
+
+
+def test_leave_one_out(backend):
+    y = cloud(40, 3)
+    got = kde.log_prob(y, y, 0.7, exclude_self=True)
+    want = torch.stack([kde.log_prob(y[i : i + 1], torch.cat([y[:i], y[i + 1 :]]), 0.7)[0] for i in range(40)])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    w = torch.rand(40, dtype=F64)
+    got = kde.log_prob(y, y, 0.7, exclude_self=True, weights=w)
+    keep = [torch.arange(40) != i for i in range(40)]
+    want = torch.cat([kde.log_prob(y[i : i + 1], y[k], 0.7, weights=w[k]) for i, k in enumerate(keep)])
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert kde.log_prob(y[:1], y[:1], 0.7, exclude_self=True) == -math.inf
+
+
+def test_kernel_sum(backend):
+    x, y, v = cloud(5, 3), cloud(8, 3, 1), cloud(8, 4, 2)
+    u = torch.tensor([1.0, -2.0, 0.0, 3.0, 1.0, 1.0, -1.0, 0.5], dtype=F64)
+    k = torch.exp(-0.5 * (x[:, None] - y[None]).square().sum(-1) / 0.9**2)
+    torch.testing.assert_close(kde.kernel_sum(x, y, v, 0.9, weights=u), k @ (u[:, None] * v), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9), k.sum(1), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9, weights=u), k @ u, rtol=1e-12, atol=1e-13)
+
+
+def test_logsumexp_with_biases(backend):
+    x, y, a, b = cloud(5, 3), cloud(8, 3, 1), cloud(5, 1, 2)[:, 0], 30 * cloud(8, 1, 3)[:, 0]
+    b[3] = -math.inf
+    want = torch.logsumexp(-0.5 * (x[:, None] - y[None]).square().sum(-1) + a[:, None] + b, 1)
+    torch.testing.assert_close(kde.logsumexp(x, y, a, b), want, rtol=1e-12, atol=1e-12)
+
+
+def test_batches_layouts_and_numpy(backend):
+    x, y = cloud(24, 3).reshape(2, 4, 3, 3), cloud(36, 3, 1).reshape(4, 9, 3)
+    got = kde.log_prob(x, y, torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=F64)[:, None, None])
+    for i in range(2):
+        for j in range(4):
+            want = kde.log_prob(x[i, j].clone(), y[j].clone(), 0.5 + 0.5 * j)
+            torch.testing.assert_close(got[i, j], want, rtol=1e-13, atol=1e-13)
+    turned = kde.score(x[0, 0].T.contiguous().T, y[0].T.contiguous().T, 1.0)
+    torch.testing.assert_close(turned, kde.score(x[0, 0], y[0], 1.0), rtol=0, atol=0)
+    array = kde.log_prob(x[0, 0].numpy(), y[0].numpy(), 1.0)
+    assert isinstance(array, np.ndarray) and array.dtype == np.float64
+    np.testing.assert_array_equal(array, kde.log_prob(x[0, 0], y[0], 1.0).numpy())
+    assert kde.log_prob(x[0, 0].half(), y[0].half(), 1.0).dtype == torch.float16
+
+
+# ---- edges ---------------------------------------------------------------------------------------------------------
+def test_nothing_there(backend):
+    x, y = cloud(5, 3), cloud(8, 3, 1)
+    assert kde.log_prob(x[:0], y, 1.0).shape == (0,) and kde.score(x[:0], y, 1.0).shape == (0, 3)
+    assert (kde.log_prob(x, y[:0], 1.0) == -math.inf).all()
+    assert (kde.score(x, y[:0], 1.0) == 0).all()
+    far = x + 1e3
+    for kernel in ("epanechnikov", "tophat", "linear", "cosine"):
+        leaf = far.clone().requires_grad_()
+        value = kde.log_prob(leaf, y, 1.0, kernel=kernel)
+        assert (value == -math.inf).all()
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        assert (gradient == 0).all()
+        assert kde.score(far, y, 1.0, kernel=kernel, outside=math.nan).isnan().all()
+        assert (kde.effective_sample_size(far, y, 1.0, kernel=kernel) == 0).all()
+
+
+def test_far_queries_are_exact(backend):
+    y = cloud(8, 3, 1)
+    x = cloud(5, 3) + 1e5
+    torch.testing.assert_close(kde.log_prob(x, y, 1.0), dense(x, y, 1.0), rtol=1e-13, atol=0)
+
+
+def test_nan_touches_its_row_only(backend):
+    x, y = cloud(5, 3), cloud(8, 3, 1)
+    plain = kde.log_prob(x, y, 1.0)
+    x[2, 1] = math.nan
+    got = kde.log_prob(x, y, 1.0)
+    assert got[2].isnan() and torch.equal(got[[0, 1, 3, 4]], plain[[0, 1, 3, 4]])
+    y[5, 0] = math.nan
+    assert kde.log_prob(x, y, 1.0).isnan().all()
+
+
+def test_single_points_and_duplicates(backend):
+    y = cloud(1, 3).repeat(6, 1)
+    want = -1.5 * math.log(2 * math.pi)
+    assert torch.allclose(kde.log_prob(y, y, 1.0), torch.full((6,), want, dtype=F64), atol=1e-14)
+    for kernel in ("exponential", "laplace", "linear", "matern32"):
+        assert (kde.score(y, y, 1.0, kernel=kernel) == 0).all()
+
+
+def test_bits_do_not_depend_on_threads():
+    x, y = cloud(700, 5).float(), cloud(900, 5, 1).float()
+    few = x[:3]
+    before = torch.get_num_threads()
+    try:
+        with fokker.use_backend("cpu"):
+            found = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append([kde.score(x, y, 1.0), kde.log_prob(few, y.repeat(40, 1), 1.0)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+def test_more_pairs_than_an_int32_holds():
+    with fokker.use_backend("cpu"):
+        y = torch.linspace(-1, 1, 50_000)[:, None]
+        x = torch.linspace(-1, 1, 45_000)[:, None]
+        got = kde.log_prob(x, y, 0.1)
+        torch.testing.assert_close(got[::9000], kde.log_prob(x[::9000], y, 0.1), rtol=1e-6, atol=1e-6)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.zeros(3)}, ValueError, "x must have shape"),
+        ({"x": torch.zeros(4, 2)}, ValueError, "agree in their last dimension"),
+        ({"x": torch.zeros(4, 3, dtype=torch.complex64)}, TypeError, "x must be real"),
+        ({"data": torch.zeros(4, 3).to_sparse()}, TypeError, "data must be a dense"),
+        ({"bandwidth": 0.0}, ValueError, "bandwidth must be a positive number, got 0.0"),
+        ({"bandwidth": math.nan}, ValueError, "bandwidth must be a positive number"),
+        ({"bandwidth": torch.ones(7)}, ValueError, "bandwidth .7,. does not broadcast"),
+        ({"bandwidth": torch.ones(4, 5)}, ValueError, "not along both"),
+        ({"weights": torch.ones(4)}, ValueError, "weights must have shape"),
+        ({"weights": -torch.ones(5)}, ValueError, "weights must not be negative"),
+        ({"weights": torch.zeros(5)}, ValueError, "weights must not all be zero"),
+        ({"kernel": "box"}, ValueError, "kernel must be one of gaussian"),
+        ({"kernel": "student_t", "nu": 0.0}, ValueError, "nu must be a positive number"),
+        ({"precision": "low"}, ValueError, "precision must be one of"),
+        ({"exclude_self": True}, ValueError, "as many queries as data, got 4 and 5"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words):
+    arguments = {"x": torch.zeros(4, 3), "data": torch.zeros(5, 3), "bandwidth": 1.0} | change
+    with pytest.raises(error, match=words):
+        kde.log_prob(**arguments)
+
+
+def test_output_names_are_checked():
+    with pytest.raises(ValueError, match="outputs must name"):
+        kde.evaluate(torch.zeros(4, 3), torch.zeros(5, 3), 1.0, outputs=("density",))
+    with pytest.raises(ValueError, match="laplacian need kernel='gaussian'"):
+        kde.evaluate(torch.zeros(4, 3), torch.zeros(5, 3), 1.0, outputs=("laplacian",), kernel="laplace")
+
+
+def test_bad_bandwidth_tensors_give_nan():
+    h = torch.tensor([1.0, 0.0, -1.0, math.nan], dtype=F64)[:, None]
+    assert kde.log_prob(cloud(4, 3), cloud(5, 3), h).isnan().tolist() == [False, True, True, True]
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["one", "query", "datum"])
+def test_gradients_of_weights_and_bandwidths(backend, kind):
+    x, y, w = cloud(3, 2).requires_grad_(), cloud(4, 2, 1).requires_grad_(), torch.rand(4, dtype=F64).requires_grad_()
+    shape = {"one": (), "query": (3, 1), "datum": (4,)}[kind]
+    h = (torch.rand(shape, dtype=F64) + 1.1).requires_grad_()
+
+    def density(x, y, h, w):
+        return kde.log_prob(x, y, h, weights=w, kernel="student_t", nu=3.0)
+
+    assert gradcheck(density, (x, y, h, w)) and gradgradcheck(density, (x, y, h, w))
+
+
+def test_gradients_of_the_other_outputs(backend):
+    x, y = cloud(3, 2).requires_grad_(), cloud(4, 2, 1).requires_grad_()
+    h = torch.tensor(1.2, dtype=F64, requires_grad=True)
+
+    def outputs(x, y, h):
+        return tuple(kde.evaluate(x, y, h, outputs=kde.OUTPUTS, exclude_self=False).values())
+
+    assert gradcheck(outputs, (x, y, h)) and gradgradcheck(outputs, (x, y, h))
+
+
+# ---- streams -------------------------------------------------------------------------------------------------------
+def test_streams_equal_one_pass(backend, tmp_path):
+    x, y, w = cloud(5, 3), cloud(70, 3, 1), torch.rand(70, dtype=F64)
+    want = kde.evaluate(x, y, 0.7, outputs=kde.OUTPUTS, weights=w)
+    halves = [kde.KDEState(x, 0.7, outputs=kde.OUTPUTS) for _ in range(2)]
+    for k, half in enumerate(halves):
+        part = slice(35 * k, 35 * k + 35)
+        half.update_from(zip(y[part].split(9), w[part].split(9), strict=True))
+    got = halves[0].merge(halves[1]).result()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12)
+    stored = np.memmap(tmp_path / "data", dtype=np.float64, mode="w+", shape=(70, 3))
+    stored[:] = y.numpy()
+    state = kde.KDEState(x, 0.7).update_from(kde.chunks(stored, 16), show=True)
+    torch.testing.assert_close(state.result()["log_prob"], kde.log_prob(x, y, 0.7), rtol=1e-12, atol=1e-12)
+
+
+def test_states_must_match():
+    a, b = kde.KDEState(cloud(5, 3), 0.7), kde.KDEState(cloud(6, 3), 0.7)
+    with pytest.raises(ValueError, match="same queries"):
+        a.merge(b)
+    assert (a.result()["log_prob"] == -math.inf).all()
+
+
+def test_arrow_batches():
+    pyarrow = pytest.importorskip("pyarrow")
+    x, y = cloud(5, 3), cloud(40, 3, 1)
+    table = pyarrow.table({str(k): y[:, k].numpy() for k in range(3)})
+    got = kde.KDEState(x, 0.7).update_from(table.to_batches(max_chunksize=7)).result()["log_prob"]
+    torch.testing.assert_close(got, kde.log_prob(x, y, 0.7), rtol=1e-12, atol=1e-12)
