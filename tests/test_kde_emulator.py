@@ -1,4 +1,4 @@
-"""The CUDA kernels of density sums on the host emulator: tile tails, both kernels' extremes, rows done again, orders."""
+"""The CUDA kernels of density sums on the emulator: tile tails, both kernels' extremes, rows done again, orders."""
 
 import math
 

@@ -3,7 +3,7 @@
     python tools/triton_aot.py [--kernel SUBSTRING] [--dtype float32|float64] [--gradient-parts]
 
 Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a
-float64 instruction, and none an approximate division or root, or one that flushes subnormal numbers. Works with Triton
+float64 instruction (but for density sums, which add their tiles up in float64), and none an approximate division or root, or one that flushes subnormal numbers. Works with Triton
 3.6 and 3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the kernels of one alone, which are
 subsets of these.
 """
@@ -58,6 +58,8 @@ class Variant:
         """The compiled kernel, with the committed configuration."""
         chosen = configuration(self.table, self.dtype)
         constants = {**self.constants, "BLOCK": chosen.block}
+        if self.table == "kde":
+            return self.compile_sums({**constants, "BM": chosen.columns}, chosen.options)
         kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers} | self.kinds
         integer = "i64"
         if self.constants["DIMS"] == 1:  # as at a launch over contiguous memory: ones become constants
@@ -66,6 +68,39 @@ class Variant:
         signature = {a: "constexpr" if a in constants else kinds.get(a, integer) for a in self.kernel.arg_names}
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
         return triton.compile(source, target=TARGET, options=chosen.options)
+
+    def compile_sums(self, constants: dict[str, Any], options: dict[str, Any]) -> Any:
+        """A kernel of density sums: sizes are 32-bit at a launch unless they do not fit."""
+        kinds = {p: "*fp64" for p in kde.DOUBLES} | {p: "*" + DTYPES[self.dtype] for p in self.pointers}
+        kinds["doubt"] = "*i8"
+        names = self.kernel.arg_names
+        signature = {a: "constexpr" if a in constants else kinds.get(a, "i32") for a in names}
+        source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
+        return triton.compile(source, target=TARGET, options=options)
+
+
+def density_sums() -> Iterator[Variant]:
+    """Log density; score; given values; the wide second pass; inner products; the backward pass; a compact kernel."""
+    plain = dict.fromkeys(("BIAS", "WEIGHT", "FIXED", "EXCLUDE", "SQUARE", "DELTA", "PRODUCT", "DIRECT"), False)
+    plain |= {"KERNEL": 0, "VALUES": 0, "PER": 0, "BK": 32, "BV": 16, "WIDE": False, "MARK": False, "AGAIN": False}
+    score = {"VALUES": 3, "BV": 64, "SQUARE": True, "DELTA": True, "BIAS": True}
+    for dtype in DTYPES:
+        wide = {"WIDE": dtype is torch.float64}
+        forms = {
+            "gaussian log_prob": {},
+            "gaussian score": score,
+            "gaussian score d <= 8": {**score, "DIRECT": True, "BV": 16},
+            "gaussian values": {"VALUES": 1, "BV": 64, "PER": 1},
+            "gaussian products score": {**score, "PRODUCT": True},
+            "gaussian backward": {**score, "FIXED": True, "WEIGHT": True, "SQUARE": False, "EXCLUDE": True},
+        }
+        forms |= {f"{k} log_prob": {"KERNEL": i, "PER": 2} for i, k in enumerate(kde_pairs.KERNELS) if i}
+        if dtype is torch.float32:
+            wide["MARK"] = True
+            forms["gaussian score again"] = {**score, "WIDE": True, "MARK": False, "AGAIN": True}
+        for name, changes in forms.items():
+            constants = {**plain, **wide, **changes}
+            yield Variant(f"kde {name}", "kde", kde.kde_kernel, dtype, kde.VALUES_OF_DTYPE, constants, mixed=True)
 
 
 def variants(gradient_parts: bool) -> Iterator[Variant]:
@@ -86,6 +121,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
             constants = {"DIMS": 1, "F": f}
             yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
         yield from random_variants(dtype)
+    yield from density_sums()
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
@@ -146,12 +182,12 @@ def main() -> int:
         ptx = compiled.asm["ptx"]
         found = {
             "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
-            "FLOAT64": variant.dtype is torch.float32 and FLOAT64_INSTRUCTION.search(ptx) is not None,
+            "FLOAT64": variant.dtype is torch.float32 and not variant.mixed and FLOAT64_INSTRUCTION.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }
         note = "".join(f" {name}" for name, there in found.items() if there)
         bad += bool(note)
-        columns = f"registers {used['REG']:3d}  shared {compiled.metadata.shared:4d}  stack {used['STACK']:3d}"
+        columns = f"registers {used['REG']:3d}  shared {compiled.metadata.shared:5d}  stack {used['STACK']:3d}"
         seconds = time.perf_counter() - before
         print(f"{variant.name:34s} {dtype:8s} {columns}  local {used['LOCAL']:3d}  {seconds:5.1f} s{note}", flush=True)
     print(f"{count} kernels with Triton {triton.__version__} in {time.perf_counter() - start:.0f} s, {bad} wrong")

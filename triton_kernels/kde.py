@@ -26,6 +26,10 @@ NONE, GIVEN, DISPLACEMENT, SLOPE = (tl.constexpr(i) for i in range(4))
 ONE, QUERY, DATUM = (tl.constexpr(i) for i in range(3))
 DEPTH = tl.constexpr(32)
 
+# The kernel's pointers by what they point to (tools/triton_aot.py).
+VALUES_OF_DTYPE = ("x", "y", "v", "values")
+DOUBLES = ("centre", "bandwidth", "bias", "weight", "shift", "nu_at", "log_sum", "square", "delta")
+
 
 @triton.jit
 def weight_of(t):
@@ -268,10 +272,11 @@ def kde_sums(
     square: Tensor | None,
     delta: Tensor | None,
 ) -> None:
-    """The sums of common/kde_sums.h into ``log_sum``, ``values_out``, ``square`` and ``delta``; tensors as the binding's.
+    """The sums of common/kde_sums.h into ``log_sum``, ``values_out``, ``square`` and ``delta``.
 
-    All contiguous and batched: x (b, n, d), data (b, m, d), bandwidth (b, 1, 1), (b, n, 1) or (b, 1, m), bias and weight
-    (b, m), shift (b, n), values (b, m, dv); float64 but for x, data and values. Kernel: an index of `KERNELS`.
+    Tensors as the native binding's, contiguous and batched: x (b, n, d), data (b, m, d), bandwidth (b, 1, 1), (b, n, 1)
+    or (b, 1, m), bias and weight (b, m), shift (b, n), values (b, m, dv); float64 but for x, data and values.
+    ``kernel`` is an index of `kde_pairs.KERNELS`.
     """
     (batch, n, d), m = x.shape, data.shape[1]
     if batch == 0 or n == 0:

@@ -6,7 +6,9 @@ import triton.language as tl
 from .elementary import const, divide, log1p, square_root
 
 # The order of math::Kernel; what is not here has no Triton kernel.
-KERNELS = ("gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "epanechnikov", "tophat", "linear")
+KERNELS = (
+    "gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "epanechnikov", "tophat", "linear",
+)  # fmt: skip
 
 
 @triton.jit

@@ -23,25 +23,32 @@ template <typename T> void fill_empty(const KdeSums& call) {
     std::fill(static_cast<T*>(call.values), static_cast<T*>(call.values) + call.n * dv, T(0));
 }
 
-// Bounds on the error of a query's exponents, in nats.
+// What to expect of the error of a query's log sum, in nats. A product of d terms summed in blocks of l has an error of
+// about 0.6 sqrt(l / 3) / sqrt(d / l) units in the last place of |x| |y| where all terms have one sign, less elsewhere;
+// those of the data that share the sum are independent. Three times that is allowed for.
 template <typename T> class Bound {
  public:
   Bound(const KdeSums& call, const KdeScan& scan, Metric metric) : call_(call), scan_(scan) {
     h_ = call.bandwidth[0];
     if (call.bandwidth_kind == KdeSums::Bandwidth::per_datum)
       h_ = *std::min_element(call.bandwidth, call.bandwidth + call.m);
-    reach_ = metric == Metric::product ? 3 * std::sqrt(scan.data_norm) : 0;
+    const double d = static_cast<double>(call.d), block = kde_block_length(metric, call.d, sizeof(T) == 4);
+    const double length = block > 0 ? block : d;
+    reach_ = metric == Metric::product ? (0.5 + 1.8 * length / std::sqrt(3 * d)) * std::sqrt(scan.data_norm) : 0;
     bias_ = scan.top_bias - scan.least_bias;
   }
   double error(std::int64_t i, double unit) const {
     const double h = call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[i] : h_;
-    return unit * (reach_ * std::sqrt(scan_.query_norm[static_cast<std::size_t>(i)]) / (h * h) + bias_);
+    const double share =
+        call_.shift || !call_.square ? 1 : std::max(std::sqrt(call_.square[i]), 0.1);  // 1 / sqrt of how many share
+    return unit * (share * reach_ * std::sqrt(scan_.query_norm[static_cast<std::size_t>(i)]) / (h * h) + bias_);
   }
   bool fails(std::int64_t i) const {
     const double error = this->error(i, unit);
     if (!(error < kInfinity)) return false;
-    const double size = call_.shift ? std::abs(call_.shift[i]) + std::max(std::abs(scan_.top_bias), std::abs(scan_.least_bias))
-                                    : std::abs(call_.log_sum[i]);
+    const double size = call_.shift
+                            ? std::abs(call_.shift[i]) + std::max(std::abs(scan_.top_bias), std::abs(scan_.least_bias))
+                            : std::abs(call_.log_sum[i]);
     if (sizeof(T) == 8) return error > (call_.shift ? 1e-11 : 5e-13) * std::max(1.0, size);
     return error > 4e-7 * (size < kInfinity ? size : 0.0) + (call_.shift ? 2e-5 : 2e-6);
   }
@@ -53,8 +60,8 @@ template <typename T> class Bound {
   double h_, reach_, bias_;
 };
 
-template <typename T> void again(const KdeSums& call, const KdeScan& scan, const Bound<T>& bound,
-                                 const std::vector<std::int64_t>& queries) {
+template <typename T>
+void again(const KdeSums& call, const KdeScan& scan, const Bound<T>& bound, const std::vector<std::int64_t>& queries) {
   double most = 0;
   for (std::int64_t i : queries) most = std::max(most, bound.error(i, 0x1p-53));
   const bool product = sizeof(T) == 4 && call.d > kSmallDim && most < 1e-7;
@@ -69,22 +76,25 @@ template <typename T> void kde_sums(const KdeSums& given) {
   if (call.n <= 0) return;
   if (call.m <= 0) return fill_empty<T>(call);
   const bool gaussian = call.kernel == math::Kernel::gaussian;
-  const Metric metric = call.kernel == math::Kernel::laplace         ? Metric::absolute
-                        : gaussian && call.d > kSmallDim ? Metric::product
-                                                         : Metric::square;
+  const Metric metric = call.kernel == math::Kernel::laplace ? Metric::absolute
+                        : gaussian && call.d > kSmallDim     ? Metric::product
+                                                             : Metric::square;
   KdeScan scan;
   scan.run<T>(call, call.highest && metric == Metric::product);
-  std::vector<double> log_sum;
-  if (!call.log_sum) {
-    log_sum.resize(static_cast<std::size_t>(call.n));
-    call.log_sum = log_sum.data();
-  }
-  KdePass<T, T> general(call, scan, metric);
   const bool relative = call.weighting == KdeSums::Values::slope || !call.v;
   const bool bounded = gaussian && call.d <= kSmallDim && !call.shift && !call.square && !call.delta &&
                        call.bandwidth_kind != KdeSums::Bandwidth::per_datum && !scan.poisoned &&
                        (call.weighting == KdeSums::Values::none || !call.values || relative);
   const bool check = call.highest && gaussian && !scan.poisoned;
+  std::vector<double> log_sum, square;
+  const auto provide = [&](double*& out, std::vector<double>& own) {
+    if (out) return;
+    own.resize(static_cast<std::size_t>(call.n));
+    out = own.data();
+  };
+  if (bounded || check) provide(call.log_sum, log_sum);
+  if (check && metric == Metric::product && !call.shift) provide(call.square, square);
+  KdePass<T, T> general(call, scan, metric);
   if (!bounded && !check) return general.run(nullptr, call.n);
 
   // A sample first: where most queries will be done again, all go there at once.

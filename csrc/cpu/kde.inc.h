@@ -32,41 +32,52 @@ template <typename T, typename A> void pack_queries(const KdeBlock<T, A>& b, A* 
     }
 }
 
-template <typename T, typename A>
-using Fill = void (*)(const KdeBlock<T, A>&, const A*, const A*, const A*, const A*, std::int64_t, std::int64_t, T*, T*);
-template <typename T, typename A>
-using Finish = bool (*)(const KdeBlock<T, A>&, T*, T, std::int64_t, std::int64_t, std::int64_t, T, Factors<T>*, KdeRow&, T*);
+template <typename T, typename A> using Fill = void (*)(const KdeBlock<T, A>&, const A*, const A*, const A*, const A*,
+                                                        std::int64_t, std::int64_t, T*, T*);
+template <typename T, typename A> using Finish = bool (*)(const KdeBlock<T, A>&, T*, T, std::int64_t, std::int64_t,
+                                                          std::int64_t, T, Factors<T>*, KdeRow&, T*);
 
-template <Metric metric, Exponent exponent, typename T, typename A> Fill<T, A> by_length(std::int64_t d) {
-  return d > kBlockLength<metric> ? &fill_tile<metric, exponent, true, T, A> : &fill_tile<metric, exponent, false, T, A>;
+template <Metric metric, Exponent exponent, typename T, typename A> Fill<T, A> by_length(const KdeBlock<T, A>& b) {
+  if constexpr (metric == Metric::product && sizeof(A) == 4)
+    if (b.block_length == 16) return &fill_tile<metric, exponent, 16, T, A>;
+  return b.block_length ? &fill_tile<metric, exponent, 64, T, A> : &fill_tile<metric, exponent, 0, T, A>;
 }
 template <typename T, typename A> Fill<T, A> choose_fill(const KdeBlock<T, A>& b) {
-  const std::int64_t d = b.call->d;
   if constexpr (sizeof(T) == sizeof(A)) {
-    if (b.metric == Metric::absolute) return by_length<Metric::absolute, Exponent::none, T, A>(d);
-    if (!b.gaussian) return by_length<Metric::square, Exponent::none, T, A>(d);
+    if (b.metric == Metric::absolute) return by_length<Metric::absolute, Exponent::none, T, A>(b);
+    if (!b.gaussian) return by_length<Metric::square, Exponent::none, T, A>(b);
   }
   if (b.metric == Metric::product)
-    return b.general ? by_length<Metric::product, Exponent::several, T, A>(d)
-                     : by_length<Metric::product, Exponent::one, T, A>(d);
-  return b.general ? by_length<Metric::square, Exponent::several, T, A>(d)
-                   : by_length<Metric::square, Exponent::one, T, A>(d);
+    return b.general ? by_length<Metric::product, Exponent::several, T, A>(b)
+                     : by_length<Metric::product, Exponent::one, T, A>(b);
+  return b.general ? by_length<Metric::square, Exponent::several, T, A>(b)
+                   : by_length<Metric::square, Exponent::one, T, A>(b);
 }
 
 template <typename T, typename A> Finish<T, A> choose_finish(math::Kernel kernel) {
   using K = math::Kernel;
   if constexpr (sizeof(T) == sizeof(A)) {
     switch (kernel) {
-      case K::laplace: return &kernel_row<K::laplace, T, A>;
-      case K::exponential: return &kernel_row<K::exponential, T, A>;
-      case K::matern32: return &kernel_row<K::matern32, T, A>;
-      case K::matern52: return &kernel_row<K::matern52, T, A>;
-      case K::student_t: return &kernel_row<K::student_t, T, A>;
-      case K::epanechnikov: return &kernel_row<K::epanechnikov, T, A>;
-      case K::tophat: return &kernel_row<K::tophat, T, A>;
-      case K::linear: return &kernel_row<K::linear, T, A>;
-      case K::cosine: return &kernel_row<K::cosine, T, A>;
-      default: break;
+      case K::laplace:
+        return &kernel_row<K::laplace, T, A>;
+      case K::exponential:
+        return &kernel_row<K::exponential, T, A>;
+      case K::matern32:
+        return &kernel_row<K::matern32, T, A>;
+      case K::matern52:
+        return &kernel_row<K::matern52, T, A>;
+      case K::student_t:
+        return &kernel_row<K::student_t, T, A>;
+      case K::epanechnikov:
+        return &kernel_row<K::epanechnikov, T, A>;
+      case K::tophat:
+        return &kernel_row<K::tophat, T, A>;
+      case K::linear:
+        return &kernel_row<K::linear, T, A>;
+      case K::cosine:
+        return &kernel_row<K::cosine, T, A>;
+      default:
+        break;
     }
   }
   return &gaussian_row<T, A>;
@@ -82,8 +93,8 @@ template <typename T, typename A> std::int64_t excluded(const KdeBlock<T, A>& b,
   if (b.call->exclude == INT64_MIN) return -1;
   return (b.queries ? b.queries[i] : b.query_begin + i) + b.call->exclude - b.chunk->begin - column;
 }
-template <typename T, typename A>
-void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count, int first, int rows, T* tile, T* most) {
+template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count,
+                                                 int first, int rows, T* tile, T* most) {
   if (b.call->exclude == INT64_MIN) return;
   for (int r = 0; r < rows; ++r) {
     const std::int64_t j = excluded(b, first + r, column);
@@ -93,9 +104,9 @@ void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count,
 }
 
 // Where exponents are rounded to a narrower T they must be small: starts from the first panel's top.
-template <typename T, typename A>
-void find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x, const A* row_scale, const A* row_norm,
-               std::int64_t column, int first, int rows, KdeRow* state, A* top, T* tile) {
+template <typename T, typename A> void find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x,
+                                                 const A* row_scale, const A* row_norm, std::int64_t column, int first,
+                                                 int rows, KdeRow* state, A* top, T* tile) {
   T most[kRows];
   fill(b, x, top, row_scale, row_norm, column, kPanel<A>, tile, most);
   leave_out(b, column, kPanel<A>, first, rows, tile, most);
@@ -132,9 +143,10 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
     std::fill(query.get(), query.get() + b.value_stride, T(0));
   }
 
-  const std::int64_t bytes = d * static_cast<std::int64_t>(sizeof(A)) +
-                             (b.values ? b.value_stride * static_cast<std::int64_t>(sizeof(T)) : 0);
-  const std::int64_t step = std::clamp<std::int64_t>(kTileBytes / (bytes * kPanel<T>), 1, kTile<T> / kPanel<T>) * kPanel<T>;
+  const std::int64_t bytes =
+      d * static_cast<std::int64_t>(sizeof(A)) + (b.values ? b.value_stride * static_cast<std::int64_t>(sizeof(T)) : 0);
+  const std::int64_t step =
+      std::clamp<std::int64_t>(kTileBytes / (bytes * kPanel<T>), 1, kTile<T> / kPanel<T>) * kPanel<T>;
   for (std::int64_t column = b.column_begin; column < b.column_end; column += step) {
     const std::int64_t count = std::min(step, b.column_end - column);
     for (std::int64_t g = 0; g < groups; ++g) {
@@ -181,8 +193,7 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
           add_signs(b, w, column, count, query.get(), sums);
         }
       }
-      if (b.values && !b.signs && any)
-        add_values(b, tile, column, count, rows, b.sums + first * b.value_stride);
+      if (b.values && !b.signs && any) add_values(b, tile, column, count, rows, b.sums + first * b.value_stride);
     }
   }
 }

@@ -32,7 +32,8 @@ template <typename T, typename A> class KdePass {
     b.gaussian = call.kernel == math::Kernel::gaussian;
     b.general = call.bandwidth_kind != KdeSums::Bandwidth::one;
     b.fixed = call.shift != nullptr;
-    b.moments = call.square || call.delta;
+    b.square = call.square, b.delta = call.delta;
+    b.block_length = kde_block_length(metric, call.d, call.highest && sizeof(A) == 4);
     b.values = call.values && call.weighting != KdeSums::Values::none;
     b.by_slope = call.weighting == KdeSums::Values::slope;
     b.signs = b.values && b.by_slope && call.kernel == math::Kernel::laplace;
@@ -53,14 +54,17 @@ template <typename T, typename A> class KdePass {
 
   // Rows `queries` (null: 0, 1, ...) of the call, n of them.
   void run(const std::int64_t* queries, std::int64_t n) {
-    const std::int64_t column_bytes =
-        call_.d * static_cast<std::int64_t>(sizeof(A)) + block_.value_stride * static_cast<std::int64_t>(sizeof(T)) + 48;
-    const std::int64_t columns = std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.tile * shape_.tile, shape_.unit * 4);
+    const std::int64_t column_bytes = call_.d * static_cast<std::int64_t>(sizeof(A)) +
+                                      block_.value_stride * static_cast<std::int64_t>(sizeof(T)) + 48;
+    const std::int64_t columns =
+        std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.tile * shape_.tile, shape_.unit * 4);
     const std::int64_t chunks = ceil_div(call_.m, columns);
-    const std::int64_t most_rows = std::max<std::int64_t>(kQueryBytes / (call_.d * sizeof(A)) / shape_.rows * shape_.rows, shape_.rows);
+    const std::int64_t most_rows =
+        std::max<std::int64_t>(kQueryBytes / (call_.d * sizeof(A)) / shape_.rows * shape_.rows, shape_.rows);
     const std::int64_t block_rows = std::min<std::int64_t>(most_rows, n >= 4096 ? 128 : 64);
     const std::int64_t tiles = ceil_div(std::min(columns, call_.m), shape_.tile);
-    const std::int64_t splits = std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));
+    const std::int64_t splits =
+        std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));
     std::int64_t group = kGroupRows;
     if (block_.values) group = std::min<std::int64_t>(group, kSumBytes / (block_.value_stride * sizeof(T) * splits));
     group = std::max<std::int64_t>(group / block_rows, 1) * block_rows;
@@ -115,7 +119,7 @@ template <typename T, typename A> class KdePass {
   double rest(std::int64_t i) const {
     if (block_.metric != Metric::product || call_.bandwidth_kind == KdeSums::Bandwidth::per_datum) return 0;
     const double scale = call_.bandwidth_kind == KdeSums::Bandwidth::one ? static_cast<double>(block_.scale)
-                                                                : static_cast<double>(row_scale_[i]);
+                                                                         : static_cast<double>(row_scale_[i]);
     return -0.5 * scale * norms_[i];
   }
 
@@ -140,7 +144,8 @@ template <typename T, typename A> class KdePass {
       if (block_.gaussian && call_.bandwidth_kind == KdeSums::Bandwidth::one) scale = static_cast<double>(block_.scale);
       else if (block_.gaussian) {
         scale *= (block_.metric == Metric::product ? 1.0 : -0.5) * kLog2E;
-        if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum && block_.metric == Metric::product) norm = -0.5 * norms_[i];
+        if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum && block_.metric == Metric::product)
+          norm = -0.5 * norms_[i];
       } else if (call_.bandwidth_kind == KdeSums::Bandwidth::one) scale = inverse_square(call_.bandwidth[0]);
       row_scale_[i] = static_cast<A>(scale), row_norm_[i] = static_cast<A>(norm);
       if (block_.fixed) {
@@ -178,7 +183,8 @@ template <typename T, typename A> class KdePass {
       const std::int64_t count = std::min(length, d - k);
       for (std::int64_t j = 0; j < panel; ++j) {
         const std::int64_t datum = chunk_.begin + first + j;
-        if (used(first + j)) norms[j] += centre_(y + datum * d + k, block_.centre ? block_.centre + k : nullptr, count, rows[j]);
+        if (used(first + j))
+          norms[j] += centre_(y + datum * d + k, block_.centre ? block_.centre + k : nullptr, count, rows[j]);
         else std::fill(rows[j], rows[j] + count, A(0));
       }
       for (std::int64_t i = 0; i < count; ++i)
@@ -196,7 +202,8 @@ template <typename T, typename A> class KdePass {
         const T* from = relative_ ? y + datum * call_.d + at : v + datum * dv_ + at;
         if (!relative_ || block_.signs) std::copy(from, from + count, row);
         else
-          for (std::int64_t k = 0; k < count; ++k) row[k] = static_cast<T>(static_cast<double>(from[k]) - scan_.centre[at + k]);
+          for (std::int64_t k = 0; k < count; ++k)
+            row[k] = static_cast<T>(static_cast<double>(from[k]) - scan_.centre[at + k]);
       }
     }
   }
@@ -206,7 +213,8 @@ template <typename T, typename A> class KdePass {
     double bias = -kInfinity, scale = 1, slope = 1, weight = 1;
     if (real) {
       bias = call_.bias ? (call_.bias[datum] - scan_.top_bias) * kLog2E : 0;
-      if (call_.weight) block_.fixed ? void(weight = call_.weight[datum]) : void(bias += std::log2(call_.weight[datum]));
+      if (call_.weight)
+        block_.fixed ? void(weight = call_.weight[datum]) : void(bias += std::log2(call_.weight[datum]));
       if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum) scale = slope = inverse_square(call_.bandwidth[datum]);
     }
     double term = bias;
@@ -217,7 +225,8 @@ template <typename T, typename A> class KdePass {
     c.scale[j] = static_cast<A>(scale);
     c.slope[j] = static_cast<T>(slope);
     c.weight[j] = static_cast<T>(weight);
-    c.bias[j] = static_cast<T>(block_.gaussian && !std::isfinite(bias) ? 0.0 : bias);  // a moment takes it off the exponent
+    c.bias[j] =
+        static_cast<T>(block_.gaussian && !std::isfinite(bias) ? 0.0 : bias);  // a moment takes it off the exponent
   }
 
   void merge(std::int64_t to, std::int64_t from) {
@@ -248,10 +257,13 @@ template <typename T, typename A> class KdePass {
 
   void finish(std::int64_t i, std::int64_t query) {
     KdeRow row = rows_[i];
-    const double norm = scan_.query_norm[query], h = call_.bandwidth_kind == KdeSums::Bandwidth::one ? call_.bandwidth[0]
-                        : call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[query] : 1.0;
+    const double norm = scan_.query_norm[query],
+                 h = call_.bandwidth_kind == KdeSums::Bandwidth::one         ? call_.bandwidth[0]
+                     : call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[query]
+                                                                             : 1.0;
     const bool nan = norm != norm || scan_.poisoned || (block_.fixed && call_.shift[query] != call_.shift[query]);
-    const bool empty = norm == kInfinity || (!block_.fixed && !(row.sum > 0)) || (block_.fixed && !std::isfinite(call_.shift[query]));
+    const bool empty =
+        norm == kInfinity || (!block_.fixed && !(row.sum > 0)) || (block_.fixed && !std::isfinite(call_.shift[query]));
     const double left_out = nan || empty ? 0 : rest(i);
     double log_sum = kLn2 * (row.top + std::log2(row.sum) + left_out) + scan_.top_bias, factor = 1 / row.sum;
     double delta = row.delta, square = row.square * factor * factor;

@@ -38,10 +38,10 @@ template <typename T> class AlignedArray {
 };
 
 struct KdeShape {
-  int rows;     // queries of a micro-kernel
-  int panel;    // data of a panel
-  int unit;     // a chunk is padded to a multiple of this many data
-  int tile;     // data of a tile at most
+  int rows;                  // queries of a micro-kernel
+  int panel;                 // data of a panel
+  int unit;                  // a chunk is padded to a multiple of this many data
+  int tile;                  // data of a tile at most
   int lanes, panel_vectors;  // of T
 };
 
@@ -61,10 +61,11 @@ template <typename T, typename A> struct KdeChunk {
 template <typename T, typename A> struct KdeBlock {
   const KdeSums* call;
   Metric metric;
-  bool general;        // bandwidths per query or per datum
-  bool gaussian, fixed, moments, values, by_slope;
-  bool signs;          // values are the signs of y - x (the gradient of laplace)
-  double negligible;   // exponents this far below the top change nothing
+  bool general;  // bandwidths per query or per datum
+  bool gaussian, fixed, square, delta, values, by_slope;
+  bool signs;         // values are the signs of y - x (the gradient of laplace)
+  double negligible;  // exponents this far below the top change nothing
+  int block_length;   // coordinates summed at a time: 0 (all), 16 or 64
   A scale;
   std::int64_t width, value_stride;  // of a value panel and of a row of sums, elements
   const KdeChunk<T, A>* chunk;
@@ -78,18 +79,22 @@ template <typename T, typename A> struct KdeBlock {
   T* sums;  // (count, value_stride)
 };
 
+// Rounding errors of a long sum grow with the length of its blocks.
+inline int kde_block_length(Metric metric, std::int64_t d, bool exact) {
+  if (metric == Metric::product && exact && d > 24 && d <= 128) return 16;
+  return d > (metric == Metric::product ? 128 : 64) ? 64 : 0;
+}
+
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                   \
-  namespace fokker::cpu::isa {                                                            \
-  template <typename T, typename A> KdeShape kde_shape(const KdeBlock<T, A>*);            \
-  template <typename T, typename A> void kde_block(const KdeBlock<T, A>*);                \
-  /* Up to four coordinates, gaussian, one bandwidth or one per query; rows[i].top is 0. */ \
-  template <typename T> void kde_small(const KdeBlock<T, T>*);                            \
-  template <typename T, typename A>                                                       \
-  double kde_centre(const T* row, const double* centre, std::int64_t d, A* to);           \
-  template <typename T>                                                                   \
-  bool kde_add_row(const T* row, std::int64_t d, double* sum, double* square);            \
+#define FK_DECLARE(isa)                                                                                           \
+  namespace fokker::cpu::isa {                                                                                    \
+  template <typename T, typename A> KdeShape kde_shape(const KdeBlock<T, A>*);                                    \
+  template <typename T, typename A> void kde_block(const KdeBlock<T, A>*);                                        \
+  /* Up to four coordinates, gaussian, one bandwidth or one per query; rows[i].top is 0. */                       \
+  template <typename T> void kde_small(const KdeBlock<T, T>*);                                                    \
+  template <typename T, typename A> double kde_centre(const T* row, const double* centre, std::int64_t d, A* to); \
+  template <typename T> bool kde_add_row(const T* row, std::int64_t d, double* sum, double* square);              \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

@@ -9,10 +9,10 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-template <typename T> constexpr T kHeadroom = T(8);   // exponents may pass the top by this much before it is raised
+template <typename T> constexpr T kHeadroom = T(8);  // exponents may pass the top by this much before it is raised
 template <typename T> constexpr T kLowest = sizeof(T) == 4 ? T(-150) : T(-1080);  // 2^x is 0 from here on
 
-template <typename T> constexpr T kMost = sizeof(T) == 4 ? T(1e37) : T(1e307);    // squared distances beyond: 0 * inf
+template <typename T> constexpr T kMost = sizeof(T) == 4 ? T(1e37) : T(1e307);  // squared distances beyond: 0 * inf
 
 enum class Pairing { plain, weighted, factors };  // weights e, u e, or F u e with gradient weights G u e
 
@@ -41,7 +41,9 @@ template <typename T> inline T row_max(const T* t, std::int64_t count) {
   return max_lanes(max(top[0], top[1]));
 }
 
-template <Pairing pairing, bool kMoments, bool kValues, typename T, typename A>
+enum class Moments { none, square, both };
+
+template <Pairing pairing, Moments moments, bool kValues, typename T, typename A>
 __attribute__((noinline)) void sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count,
                                        const Factors<T>* f, KdeRow& row) {
   using V = Vec<T>;
@@ -58,8 +60,8 @@ __attribute__((noinline)) void sum_row(const KdeBlock<T, A>& b, T* t, std::int64
     sum += w;
     if constexpr (pairing == Pairing::factors) g = e * load(f->slope + j);
     else g = w;
-    if constexpr (kMoments) {
-      square = fma(w, w, square);
+    if constexpr (moments != Moments::none) square = fma(w, w, square);
+    if constexpr (moments == Moments::both) {
       if constexpr (pairing == Pairing::factors) delta = fma(g, load(f->q + j), delta);
       else delta = fma(w, V(max(x, all(kLowest<T>)) - load(bias + j)), delta);
     }
@@ -72,24 +74,30 @@ __attribute__((noinline)) void sum_row(const KdeBlock<T, A>& b, T* t, std::int64
     }
   }
   row.sum += add_lanes(sum);
-  if constexpr (kMoments) row.square += add_lanes(square), row.delta += add_lanes(delta);
+  if constexpr (moments != Moments::none) row.square += add_lanes(square);
+  if constexpr (moments == Moments::both) row.delta += add_lanes(delta);
   if constexpr (kValues) row.slope += add_lanes(total);
 }
 
-template <Pairing pairing, typename T, typename A>
-inline void sum_row(const KdeBlock<T, A>& b, T* t, std::int64_t column, std::int64_t count, const Factors<T>* f,
-                      KdeRow& row) {
-  if (b.moments) return b.values ? sum_row<pairing, true, true>(b, t, column, count, f, row)
-                                 : sum_row<pairing, true, false>(b, t, column, count, f, row);
-  return b.values ? sum_row<pairing, false, true>(b, t, column, count, f, row)
-                  : sum_row<pairing, false, false>(b, t, column, count, f, row);
+template <Pairing pairing, typename T, typename A> inline void sum_row(const KdeBlock<T, A>& b, T* t,
+                                                                       std::int64_t column, std::int64_t count,
+                                                                       const Factors<T>* f, KdeRow& row) {
+  using M = Moments;
+  if (b.delta)
+    return b.values ? sum_row<pairing, M::both, true>(b, t, column, count, f, row)
+                    : sum_row<pairing, M::both, false>(b, t, column, count, f, row);
+  if (b.square)
+    return b.values ? sum_row<pairing, M::square, true>(b, t, column, count, f, row)
+                    : sum_row<pairing, M::square, false>(b, t, column, count, f, row);
+  return b.values ? sum_row<pairing, M::none, true>(b, t, column, count, f, row)
+                  : sum_row<pairing, M::none, false>(b, t, column, count, f, row);
 }
 
-// Raises the top where the row's largest exponent demands it, then sums. False: nothing in this row counts (its weights,
-// where values need them, are set to 0).
-template <Pairing pairing, typename T, typename A>
-inline bool finish_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column, std::int64_t count,
-                       const Factors<T>* f, KdeRow& row, T* sums) {
+// Raises the top where the row's largest exponent demands it, then sums. False: nothing in this row counts (its
+// weights, where values need them, are set to 0).
+template <Pairing pairing, typename T, typename A> inline bool finish_row(const KdeBlock<T, A>& b, T* t, T most,
+                                                                          std::int64_t column, std::int64_t count,
+                                                                          const Factors<T>* f, KdeRow& row, T* sums) {
   const T least = b.fixed ? kLowest<T> : row.fresh ? -math::infinity<T>() : static_cast<T>(-b.negligible);
   if (!(most > least)) {
     if (b.values)
@@ -108,9 +116,9 @@ inline bool finish_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t colum
   return true;
 }
 
-template <typename T, typename A>
-bool gaussian_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column, std::int64_t count, std::int64_t, T,
-                  Factors<T>*, KdeRow& row, T* sums) {
+template <typename T, typename A> bool gaussian_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column,
+                                                    std::int64_t count, std::int64_t, T, Factors<T>*, KdeRow& row,
+                                                    T* sums) {
   const Factors<T>* none = nullptr;
   return b.fixed ? finish_row<Pairing::weighted>(b, t, most, column, count, none, row, sums)
                  : finish_row<Pairing::plain>(b, t, most, column, count, none, row, sums);
@@ -121,7 +129,7 @@ template <math::Kernel kernel, typename T, typename A>
 bool kernel_row(const KdeBlock<T, A>& b, T* __restrict t, T, std::int64_t column, std::int64_t count,
                 std::int64_t excluded, T row_scale, Factors<T>* __restrict f, KdeRow& row, T* sums) {
   const auto& chunk = *b.chunk;
-  const T *__restrict u = chunk.weight.get() + column, *__restrict bias = chunk.bias.get() + column;
+  const T* __restrict u = chunk.weight.get() + column, * __restrict bias = chunk.bias.get() + column;
   const A* __restrict scale = chunk.scale.get() + column;
   const T nu = static_cast<T>(b.call->nu), p = static_cast<T>(0.5 * (b.call->nu + static_cast<double>(b.call->d)));
   const T top = static_cast<T>(row.top);

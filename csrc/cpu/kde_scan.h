@@ -108,8 +108,10 @@ class KdeScan {
     }
     for (std::int64_t k = 0; count > 0 && k < d; ++k) {
       double sum = 0, square = 0;
-      for (const Block& b : blocks) sum += b.sum[static_cast<std::size_t>(k)], square += b.square[static_cast<std::size_t>(k)];
-      const double n = static_cast<double>(count), mean = sum / n, deviation = std::sqrt(std::max(square / n - mean * mean, 0.0));
+      for (const Block& b : blocks)
+        sum += b.sum[static_cast<std::size_t>(k)], square += b.square[static_cast<std::size_t>(k)];
+      const double n = static_cast<double>(count), mean = sum / n,
+                   deviation = std::sqrt(std::max(square / n - mean * mean, 0.0));
       // On a grid of about the spread: then x - centre is exact for most float32 data, and no less centred.
       const double grid = deviation > 0 ? std::exp2(std::floor(std::log2(deviation)) - 1) : 0;
       const double rounded = grid > 0 ? std::rint(mean / grid) * grid : mean;

@@ -19,10 +19,10 @@ template <int D, bool kValues, typename T> struct SmallSums {
 };
 
 template <int D, bool kValues, bool kMasked, typename T>
-inline __attribute__((always_inline)) void small_panels(const KdeBlock<T, T>& b, const T (&x)[kSmallRows<D, kValues>][D],
-                                                        const T* scale, const std::int64_t* excluded,
-                                                        std::int64_t column, std::int64_t count,
-                                                        SmallSums<D, kValues, T>& s) {
+inline __attribute__((always_inline)) void small_panels(const KdeBlock<T, T>& b,
+                                                        const T (&x)[kSmallRows<D, kValues>][D], const T* scale,
+                                                        const std::int64_t* excluded, std::int64_t column,
+                                                        std::int64_t count, SmallSums<D, kValues, T>& s) {
   using V = Vec<T>;
   constexpr int rows = kSmallRows<D, kValues>, lanes = kLanesOf<T>;
   V sum[rows], value[rows][D];
@@ -85,7 +85,8 @@ template <int D, bool kValues, typename T> void small_block(const KdeBlock<T, T>
     for (std::int64_t column = b.column_begin; column < b.column_end; column += step) {
       const std::int64_t count = b.column_end - column < step ? b.column_end - column : step;
       SmallSums<D, kValues, T> s{};
-      if (high < column || low >= column + count) small_panels<D, kValues, false>(b, x, scale, excluded, column, count, s);
+      if (high < column || low >= column + count)
+        small_panels<D, kValues, false>(b, x, scale, excluded, column, count, s);
       else small_panels<D, kValues, true>(b, x, scale, excluded, column, count, s);
       for (int r = 0; r < rows && first + r < b.count; ++r) {
         b.rows[first + r].sum += add_lanes(s.sum[r]);
@@ -103,10 +104,14 @@ template <typename T> void kde_small(const KdeBlock<T, T>* b) {
   const FlushSubnormals flush;
   const bool values = b->values;
   switch (b->call->d) {
-    case 1: return values ? small_block<1, true>(*b) : small_block<1, false>(*b);
-    case 2: return values ? small_block<2, true>(*b) : small_block<2, false>(*b);
-    case 3: return values ? small_block<3, true>(*b) : small_block<3, false>(*b);
-    default: return values ? small_block<4, true>(*b) : small_block<4, false>(*b);
+    case 1:
+      return values ? small_block<1, true>(*b) : small_block<1, false>(*b);
+    case 2:
+      return values ? small_block<2, true>(*b) : small_block<2, false>(*b);
+    case 3:
+      return values ? small_block<3, true>(*b) : small_block<3, false>(*b);
+    default:
+      return values ? small_block<4, true>(*b) : small_block<4, false>(*b);
   }
 }
 template void kde_small<float>(const KdeBlock<float, float>*);

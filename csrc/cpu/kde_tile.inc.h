@@ -46,8 +46,6 @@ inline __attribute__((always_inline)) void accumulate(const A* __restrict x, con
 }
 
 // Long sums in blocks: their rounding errors grow with the block's length only.
-template <Metric metric> constexpr std::int64_t kBlockLength = metric == Metric::product ? 128 : 64;
-
 template <typename V> inline __attribute__((always_inline)) void clear(V (&acc)[kRows][kVectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -55,13 +53,13 @@ template <typename V> inline __attribute__((always_inline)) void clear(V (&acc)[
     for (int v = 0; v < kVectors; ++v) acc[r][v] = V{};
 }
 
-template <Metric metric, bool kLong, typename A>
+template <Metric metric, int kBlock, typename A>
 inline __attribute__((always_inline)) void distances(const A* __restrict x, const A* __restrict y, std::int64_t d,
                                                      Vec<A> (&acc)[kRows][kVectors]) {
   clear(acc);
-  if constexpr (!kLong) accumulate<metric, 1, kRows>(x, y, kPanel<A>, d, acc);
+  if constexpr (kBlock == 0) accumulate<metric, 1, kRows>(x, y, kPanel<A>, d, acc);
   else {
-    constexpr std::int64_t block = kBlockLength<metric>;
+    constexpr std::int64_t block = kBlock;
     Vec<A> total[kRows][kVectors];
     clear(total);
     std::int64_t k = 0;
@@ -84,7 +82,7 @@ inline __attribute__((always_inline)) void distances(const A* __restrict x, cons
 enum class Exponent { none, one, several };  // distances as they are, one bandwidth, several
 
 // Exponents less top and the largest of each row, or distances, of kRows queries and `count` data from `column` on.
-template <Metric metric, Exponent exponent, bool kLong, typename T, typename A>
+template <Metric metric, Exponent exponent, int kBlock, typename T, typename A>
 void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_scale, const A* row_norm,
                std::int64_t column, std::int64_t count, T* tile, T* most) {
   using V = Vec<A>;
@@ -97,7 +95,7 @@ void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_s
   for (int r = 0; r < kRows; ++r) highest[r] = all(-math::infinity<A>());
   for (std::int64_t p = 0; p < count; p += kPanel<A>) {
     V acc[kRows][kVectors];
-    distances<metric, kLong>(x, chunk.panels.get() + (column + p) * d, d, acc);
+    distances<metric, kBlock>(x, chunk.panels.get() + (column + p) * d, d, acc);
     V term[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) term[v] = load(chunk.term.get() + column + p + v * lanes);
@@ -109,7 +107,8 @@ void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_s
         V t = acc[r][v];
         if constexpr (exponent == Exponent::one) t = fma(s, t, term[v]) - all(top[r]);
         if constexpr (exponent == Exponent::several) {
-          const V c = load(chunk.scale.get() + column + p + v * lanes), n = load(chunk.norm.get() + column + p + v * lanes);
+          const V c = load(chunk.scale.get() + column + p + v * lanes),
+                  n = load(chunk.norm.get() + column + p + v * lanes);
           t = fma(V((t + (n + all(row_norm[r]))) * all(row_scale[r])), c, term[v]) - all(top[r]);
         }
         store(tile + r * kTileStride<T> + p + v * lanes, t);
@@ -122,9 +121,8 @@ void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_s
     for (int r = 0; r < kRows; ++r) most[r] = static_cast<T>(max_lanes(highest[r]));
 }
 
-template <int kWide, typename T>
-inline void add_product(const T* w, std::int64_t count, const T* v, std::int64_t width, std::int64_t stride, int rows,
-                        T* sums) {
+template <int kWide, typename T> inline void add_product(const T* w, std::int64_t count, const T* v, std::int64_t width,
+                                                         std::int64_t stride, int rows, T* sums) {
   Vec<T> acc[kRows][kWide] = {};
   accumulate<Metric::product, kTileStride<T>, 1>(w, v, width, count, acc);
   for (int r = 0; r < rows; ++r)
@@ -135,16 +133,21 @@ inline void add_product(const T* w, std::int64_t count, const T* v, std::int64_t
 }
 
 // sums[r] += sum_j w[r][j] values[j]
-template <typename T, typename A>
-__attribute__((noinline)) void add_values(const KdeBlock<T, A>& b, const T* w, std::int64_t column, std::int64_t count,
-                                          int rows, T* sums) {
+template <typename T, typename A> __attribute__((noinline)) void add_values(const KdeBlock<T, A>& b, const T* w,
+                                                                            std::int64_t column, std::int64_t count,
+                                                                            int rows, T* sums) {
   for (std::int64_t at = 0; at < b.value_stride; at += b.width) {
     const std::int64_t width = b.value_stride - at < b.width ? b.value_stride - at : b.width;
     const T* v = b.chunk->values.get() + at * b.chunk->padded + column * width;
     switch (width / kLanesOf<T>) {
-      case 1: add_product<1>(w, count, v, width, b.value_stride, rows, sums + at); break;
-      case 2: add_product<2>(w, count, v, width, b.value_stride, rows, sums + at); break;
-      default: add_product<kVectors>(w, count, v, width, b.value_stride, rows, sums + at);
+      case 1:
+        add_product<1>(w, count, v, width, b.value_stride, rows, sums + at);
+        break;
+      case 2:
+        add_product<2>(w, count, v, width, b.value_stride, rows, sums + at);
+        break;
+      default:
+        add_product<kVectors>(w, count, v, width, b.value_stride, rows, sums + at);
     }
   }
 }

@@ -116,7 +116,7 @@ template <int I, int N, typename T> inline Vec<T> polynomial(const T (&c)[N], Ve
 // 2^x for x <= 2^7 (float), 2^10 (double); 0 from 2^-126 (2^-1022) downwards. Relative error of the fits (Remez, 2^f on
 // [0, 1]): 7.5e-8 and 2.1e-16.
 inline VecF exp2(VecF x) {
-  constexpr float c[] = {0.99999992506f,  0.69315307320f,  0.24015361702f,
+  constexpr float c[] = {0.99999992506f,  0.69315307320f,   0.24015361702f,
                          0.055826318116f, 0.0089893400236f, 0.0018775767f};
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(polynomial<0>(c, VecF(_mm512_reduce_ps(x, 9))), x);  // both by floor
@@ -127,10 +127,10 @@ inline VecF exp2(VecF x) {
 #endif
 }
 inline VecD exp2(VecD x) {
-  constexpr double c[] = {1.0000000000000002115,    0.69314718055989127158,   0.24022650696136081313,
-                          0.055504108628244804669,  0.0096181294091759774219, 0.0013333543730938328753,
+  constexpr double c[] = {1.0000000000000002115,     0.69314718055989127158,     0.24022650696136081313,
+                          0.055504108628244804669,   0.0096181294091759774219,   0.0013333543730938328753,
                           0.00015403957491184248127, 0.000015244659646603739851, 1.3312720070473668468e-6,
-                          9.460945198500420019e-8,  9.9522151872424764276e-9};
+                          9.460945198500420019e-8,   9.9522151872424764276e-9};
 #if defined(__AVX512F__)
   return _mm512_scalef_pd(polynomial<0>(c, VecD(_mm512_reduce_pd(x, 9))), x);
 #else

@@ -104,7 +104,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
       }
       __syncthreads();
       C part[kMicro][kMicro] = {};
-#pragma unroll 8
+#pragma unroll 4
       for (int l = 0; l < kDepth; ++l) {
         const Quad x = load_quad(x_tile + l * kPitch + kMicro * ty);
         const Quad y = load_quad(y_tile + l * kPitch + kMicro * tx);

@@ -1,6 +1,6 @@
 """fokker: fused kernels for score-based models and densities, each held against a plain PyTorch reference."""
 
-from . import bessel, kde, pairwise, random, vmf
+from . import bessel, kde, mixture, pairwise, random, vmf
 from ._backend import BackendError, available_backends, set_backend, use_backend
 from ._native import CudaError
 from ._version import __version__
@@ -12,6 +12,7 @@ __all__ = [
     "available_backends",
     "bessel",
     "kde",
+    "mixture",
     "pairwise",
     "random",
     "set_backend",

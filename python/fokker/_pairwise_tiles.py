@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,19 +32,24 @@ class Plan:
         return _Rows.apply(self, *arguments)
 
 
+def _cut(values: Sequence[Tensor], by_query: tuple[bool, ...], begin: int, end: int) -> list[Tensor]:
+    return [v[:, begin:end] if q else v for v, q in zip(values, by_query, strict=True)]
+
+
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, *arguments: Tensor) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(*arguments)
         tiled = plan.fast
-        n = next(a.shape[1] for a, q in zip(arguments, tiled.by_query, strict=True) if q)
-        parts = []
+        first = next(a for a, q in zip(arguments, tiled.by_query, strict=True) if q)
+        n = first.shape[1]
+        # one array from the start: a list of small results would pin what the freed tiles leave on the heap
+        out = torch.empty(first.shape[:2], dtype=torch.float64, device=first.device)
         for begin in range(0, n, tiled.rows):
             end = min(n, begin + tiled.rows)
-            cut = [a[:, begin:end] if q else a for a, q in zip(arguments, tiled.by_query, strict=True)]
-            parts.append(tiled.function(begin, end, *cut)[0])
-        return torch.cat(parts, 1)
+            out[:, begin:end] = tiled.function(begin, end, *_cut(arguments, tiled.by_query, begin, end))[0]
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -55,13 +61,31 @@ class _RowsBackward(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, *arguments: Tensor) -> Any:
         ctx.plan = plan
         ctx.save_for_backward(*arguments)
-        return plan.fast.vjp(arguments[:-1], arguments[-1:])
+        return _pulled(plan.fast, arguments[:-1], arguments[-1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         with torch.no_grad():
-            found = ctx.plan.smooth.gradient().vjp(ctx.saved_tensors, grads)
+            found = _pulled(ctx.plan.smooth.gradient(), ctx.saved_tensors, grads)
         return None, *refused("a third derivative of sums of distances is not implemented", found, ctx.saved_tensors)
+
+
+def _pulled(tiled: Tiled, arguments: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`Tiled.vjp` into arrays that are there from the start, for the heap's sake as in `_Rows`."""
+    n = next(a.shape[1] for a, q in zip(arguments, tiled.by_query, strict=True) if q)
+    found = tuple(torch.zeros_like(a) for a in arguments)
+    for begin in range(0, n, tiled.rows):
+        end = min(n, begin + tiled.rows)
+        g = _cut(grads, tiled.results_by_query, begin, end)
+        with torch.enable_grad():
+            leaves = [a.detach().requires_grad_() for a in _cut(arguments, tiled.by_query, begin, end)]
+            parts = tiled._tile(begin, end, leaves, g, create_graph=False)
+        for whole, part, q in zip(found, parts, tiled.by_query, strict=True):
+            if q:
+                whole[:, begin:end] = part
+            else:
+                whole += part
+    return found
 
 
 class _Refusal(torch.autograd.Function):
