@@ -1,4 +1,4 @@
-"""Density sums: accuracy in float32, edges, errors, gradients beyond the table's, streams; on every backend that runs."""
+"""Density sums: accuracy in float32, edges, errors, gradients beyond the table's, streams; on every backend."""
 
 import math
 
@@ -38,7 +38,7 @@ def dense(x, y, h, log_w=None):
 @pytest.mark.parametrize("kernel", ["gaussian", "tophat", "epanechnikov", "exponential", "linear", "cosine"])
 @pytest.mark.parametrize("dim", [1, 2, 5, 16])
 def test_scikit_learn_agrees(backend, kernel, dim):
-    """With leaf_size >= N its trees do nothing, and it is right (but for the cosine's normaliser in even dimensions)."""
+    """With leaf_size >= N its trees do nothing, and it is right (but for the cosine in even dimensions)."""
     if kernel == "cosine" and dim % 2 == 0:
         pytest.skip("scikit-learn leaves a term of the normaliser out: exp(score_samples) does not integrate to one")
     neighbors = pytest.importorskip("sklearn.neighbors")
@@ -144,6 +144,10 @@ def test_kernel_sum(backend):
     torch.testing.assert_close(kde.kernel_sum(x, y, v, 0.9, weights=u), k @ (u[:, None] * v), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9), k.sum(1), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9, weights=u), k @ u, rtol=1e-12, atol=1e-13)
+    h = torch.rand(8, dtype=F64) + 0.5
+    k = torch.exp(-0.5 * (x[:, None] - y[None]).square().sum(-1) / h**2)
+    torch.testing.assert_close(kde.kernel_sum(x, y, v, h), k @ v, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(kde.logsumexp(x, y, bandwidth=h), k.sum(1).log(), rtol=1e-12, atol=1e-13)
 
 
 def test_logsumexp_with_biases(backend):

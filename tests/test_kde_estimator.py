@@ -60,7 +60,9 @@ def test_samples_follow_the_density(kernel):
     assert stats.kstest(draws, lambda t: np.interp(t, grid, cdf)).pvalue > ALPHA
 
 
-@pytest.mark.parametrize("kernel", ["matern32", "matern52", "exponential", "epanechnikov", "linear", "cosine", "tophat"])
+@pytest.mark.parametrize(
+    "kernel", ["matern32", "matern52", "exponential", "epanechnikov", "linear", "cosine", "tophat"]
+)
 def test_radii_in_many_dimensions(kernel):
     """The mean square of draws is d times the kernel's variance, within six standard errors (2e-9)."""
     from fokker._kde_estimator import kernel_deviation

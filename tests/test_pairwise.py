@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from pairwise_calls import CALLS, UNIT, A, B, X, Y, normal
 from scipy.special import erf
 
 import fokker
@@ -18,61 +19,9 @@ from fokker.reference import pairwise as reference
 SIGMAS = 4.9
 
 
-def normal(*shape: int, seed: int = 5, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def within_noise(samples: torch.Tensor, truth: float) -> None:
     error = float(samples.std() / math.sqrt(len(samples)))
     assert abs(float(samples.mean()) - truth) < SIGMAS * error, (float(samples.mean()), truth, error)
-
-
-X, Y = normal(3, 9, 4), normal(3, 11, 4, seed=6) + 0.4
-A, B = torch.rand(3, 9, generator=torch.Generator().manual_seed(1)).double(), torch.linspace(0, 2, 11).double()
-UNIT = [t / t.norm(dim=-1, keepdim=True) for t in (X, Y)]
-CALLS = {
-    "mmd2": lambda x, y: pairwise.mmd2(x, y),
-    "mmd2_ladder": lambda x, y: pairwise.mmd2(x, y, bandwidth=pairwise.bandwidth_ladder(3.0, 5)),
-    "mmd2_weights": lambda x, y: pairwise.mmd2(
-        x, y, bandwidth=[1.0, 3.0], estimator="unbiased", x_weights=A, y_weights=B
-    ),
-    **{
-        f"mmd2_{k}": lambda x, y, k=k: pairwise.mmd2(x, y, bandwidth=2.0, kernel=k, nu=2.5)
-        for k in pairwise.KERNELS[:-1]
-    },
-    "multi_population": lambda x, y: torch.stack(
-        pairwise.multi_population_objective(x, y[..., :9, :], bandwidth=[2.0, 1.0])
-    ),
-    "energy": lambda x, y: pairwise.energy_distance(x, y),
-    "energy_weights": lambda x, y: pairwise.energy_distance(x, y, estimator="unbiased", x_weights=A, y_weights=B),
-    "energy_1d": lambda x, y: pairwise.energy_distance(x[..., :1], y[..., :1], x_weights=A),
-    "energy_1d_unbiased": lambda x, y: pairwise.energy_distance(
-        x[..., :1], y[..., :1], estimator="unbiased", y_weights=B
-    ),
-    "distance_covariance": lambda x, y: pairwise.distance_covariance(x, y[..., :9, 1:]),
-    "distance_correlation": lambda x, y: pairwise.distance_correlation(x, y[..., :9, :1]),
-    "bias_corrected": lambda x, y: pairwise.distance_correlation(x, y[..., :9, 1:], estimator="unbiased", squared=True),
-    "joint": lambda x, y: pairwise.joint_distance_covariance(x[..., :2], y[..., :9, :], x[..., 2:], c=0.7),
-    "joint_unbiased": lambda x, y: pairwise.joint_distance_covariance(
-        x[..., :2], y[..., :9, :], x[..., 2:], estimator="unbiased", squared=True
-    ),
-    **{
-        f"crps_{e}": lambda x, y, e=e: pairwise.crps(x[..., 0], y[..., 0, 0], estimator=e)
-        for e in ("fair", "plain", "almost_fair")
-    },
-    "crps_weights": lambda x, y: pairwise.crps(x[..., 0], y[..., 0, 0], weights=A),
-    "energy_score": lambda x, y: pairwise.energy_score(x, y[..., 0, :], estimator="almost_fair", alpha=0.7),
-    "energy_score_weights": lambda x, y: pairwise.energy_score(x, y[..., 0, :], weights=A),
-    "uniformity": lambda x, y: pairwise.uniformity(x),
-    **{f"vendi_{o}": lambda x, y, o=o: pairwise.vendi_score(x, order=o, weights=A) for o in (0.5, 1.0, 2.0, math.inf)},
-    **{
-        f"vendi_2_{k}": lambda x, y, k=k: pairwise.vendi_score(x, order=2.0, kernel=k, bandwidth=2.0, nu=3.0, weights=A)
-        for k in ("gaussian", "exponential", "laplace", "matern32", "student_t")
-    },
-    "characteristic": lambda x, y: pairwise.characteristic_discrepancy(
-        x, y, frequencies=normal(6, 4, seed=8), frequency_weights=torch.arange(6), y_weights=B
-    ),
-}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -282,141 +231,3 @@ def test_cmixup_does_not_depend_on_tiles_or_on_the_rows_asked_for(monkeypatch):
     assert not torch.equal(pairwise.cmixup_sample(y, 0.3, seed=5, step=3), want)
     far = pairwise.cmixup_sample(np.array([0.0, 1e6, 3e6]), 1e-3, seed=1)
     assert far.tolist() == [1, 0, 1]
-
-
-# ---- gradients ------------------------------------------------------------------------------------------------------
-SMOOTH = [
-    "mmd2_ladder", "mmd2_weights", "mmd2_cauchy", "multi_population", "energy_weights", "distance_correlation",
-    "joint_unbiased", "energy_score_weights", "vendi_1.0", "vendi_2_student_t", "characteristic",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-def test_second_gradient(name):
-    x, y = X[:, :, :3].clone().requires_grad_(), Y[:, :, :3].clone().requires_grad_()
-    if name == "characteristic":
-        x, y = X.clone().requires_grad_(), Y.clone().requires_grad_()
-    inputs = (x,) if name.startswith("vendi") else (x, y)
-
-    def f(*t):
-        return CALLS[name](t[0], y if len(t) == 1 else t[1])
-
-    assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
-
-
-def test_gradients_in_weights_and_bandwidth():
-    x, y = X[0, :5, :2], Y[0, :6, :2]
-    a, b = A[0, :5].clone().requires_grad_(), (B[:6] + 0.1).clone().requires_grad_()
-    h = torch.tensor([1.4, 0.6], dtype=torch.float64, requires_grad=True)
-    observation = torch.tensor(0.2, dtype=torch.float64)
-    for f, inputs in {
-        lambda a, b, h: pairwise.mmd2(x, y, bandwidth=h, estimator="unbiased", x_weights=a, y_weights=b): (a, b, h),
-        lambda a, b: pairwise.energy_distance(x, y, estimator="unbiased", x_weights=a, y_weights=b): (a, b),
-        lambda a, b: pairwise.energy_distance(x[:, :1], y[:, :1], estimator="unbiased", x_weights=a, y_weights=b): (
-            a,
-            b,
-        ),
-        lambda a: pairwise.crps(x[:, 0], observation, weights=a): (a,),
-        lambda a: pairwise.energy_score(x, y[0], weights=a): (a,),
-    }.items():
-        assert torch.autograd.gradcheck(f, inputs)
-
-
-def test_a_third_gradient_is_an_error():
-    x = X.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(pairwise.energy_distance(x, Y).sum(), x, create_graph=True)
-    (bend,) = torch.autograd.grad(slope.square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="third derivative"):
-        torch.autograd.grad(bend.sum(), x)
-
-
-def test_equal_points_have_finite_gradients():
-    x = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
-    for f in (
-        lambda t: pairwise.energy_distance(t, t + 0.0),
-        lambda t: pairwise.mmd2(t, t + 0.0, bandwidth=1.0, kernel="exponential"),
-        lambda t: pairwise.distance_correlation(t, t + 0.0),
-        lambda t: pairwise.energy_score(t, t[0]),
-        lambda t: pairwise.alignment(t, t + 0.0, alpha=1.0),
-    ):
-        (slope,) = torch.autograd.grad(f(x), x)
-        assert torch.equal(slope, torch.zeros_like(x))
-
-
-# ---- edges ----------------------------------------------------------------------------------------------------------
-def test_nan_stays_in_its_batch():
-    x = X.clone()
-    x[1, 4, 0] = math.nan
-    for name in (
-        "mmd2_laplace",
-        "energy",
-        "energy_1d",
-        "joint",
-        "crps_fair",
-        "energy_score",
-        "uniformity",
-        "characteristic",
-    ):
-        assert CALLS[name](x, Y).isnan().tolist() == [False, True, False], name
-
-
-def test_one_point_halves_broadcast_and_numpy():
-    one = torch.zeros(1, 2, dtype=torch.float64)
-    assert float(pairwise.mmd2(one, one + 3.0, bandwidth=0.1)) == 2.0
-    assert float(pairwise.energy_distance(one, one + 3.0)) == pytest.approx(2 * math.sqrt(18.0))
-    assert float(pairwise.vendi_score(one + 1.0)) == pytest.approx(1.0)
-    assert float(pairwise.distance_covariance(one, one)) == 0.0
-    assert pairwise.mmd2(X[0], Y).shape == (3,)
-    half = pairwise.energy_distance(X.bfloat16(), Y.bfloat16())
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.double(), pairwise.energy_distance(X, Y), rtol=0.05, atol=0.02)
-    assert isinstance(pairwise.mmd2(X.numpy(), Y.numpy()), np.ndarray)
-    assert pairwise.distance_correlation(X.half(), X.half()).dtype == torch.float16
-
-
-ERRORS = [
-    (lambda: pairwise.mmd2(X, Y[..., :2]), "x .*and y .*last dimension"),
-    (lambda: pairwise.mmd2(X[:, :0], Y), "x must hold at least 1 point"),
-    (lambda: pairwise.mmd2(X[:, :1], Y, estimator="unbiased"), "x must hold at least 2 point"),
-    (lambda: pairwise.mmd2(X, Y, kernel="tophat"), "kernel must be one of"),
-    (lambda: pairwise.mmd2(X, Y, estimator="u"), "estimator must be one of biased, unbiased, got 'u'"),
-    (lambda: pairwise.mmd2(X, Y, bandwidth=0.0), "bandwidth must be a positive number, got 0.0"),
-    (lambda: pairwise.mmd2(X, Y, bandwidth=[]), "at least one number"),
-    (lambda: pairwise.mmd2(X, Y, bandwidth="mean"), "bandwidth must be one of median"),
-    (lambda: pairwise.mmd2(X, Y, x_weights=-A), "x_weights must not be negative"),
-    (lambda: pairwise.mmd2(X, Y, y_weights=0 * B), "y_weights must not all be zero"),
-    (lambda: pairwise.mmd2(X, Y, y_weights=B[:3]), "y_weights must have shape"),
-    (lambda: pairwise.mmd2(X[:2], Y), "batches of x and y do not broadcast"),
-    (lambda: pairwise.multi_population_objective(X, Y), "as many points, got 9 and 11"),
-    (lambda: pairwise.energy_distance(X[0, :, 0], Y), r"x must have shape \(..., N, d\)"),
-    (lambda: pairwise.distance_covariance(X, Y), "y must hold one point for each of x"),
-    (lambda: pairwise.distance_covariance(X, X, estimator="unbiased"), "needs squared=True"),
-    (lambda: pairwise.distance_covariance(X[:, :3], X[:, :3], estimator="unbiased", squared=True), "at least 4 points"),
-    (lambda: pairwise.joint_distance_covariance(X), "two or more, got 1"),
-    (lambda: pairwise.crps(X[..., :1, 0], Y[:, 0, 0]), "needs at least 2 member"),
-    (lambda: pairwise.crps(X[..., 0], Y[:2, 0, 0]), "do not broadcast"),
-    (lambda: pairwise.crps(X[..., 0], Y[:, 0, 0], alpha=1.5), "alpha must be in"),
-    (lambda: pairwise.energy_score(X, Y[:, 0, :2]), "energy_score: wants"),
-    (lambda: pairwise.uniformity(X[:, :1]), "at least 2 point"),
-    (lambda: pairwise.uniformity(X, t=-1.0), "t must be a positive number"),
-    (lambda: pairwise.alignment(X, Y), "one shape"),
-    (lambda: pairwise.vendi_score(X, order=0.0), "order must be positive"),
-    (lambda: pairwise.characteristic_discrepancy(X, Y, frequencies=torch.ones(3, 2)), "frequencies must have shape"),
-    (lambda: pairwise.characteristic_discrepancy(X, Y, frequency_weights=[1.0]), "belong to given frequencies"),
-    (lambda: pairwise.cmixup_sample([1.0], 1.0), "N >= 2"),
-    (lambda: pairwise.cmixup_sample([1.0, math.nan], 1.0), "labels must be finite"),
-    (lambda: pairwise.cmixup_sample([1.0, 2.0], 1.0, rows=[2]), "rows must be in"),
-    (lambda: pairwise.nadaraya_watson(X, Y, Y[:, :3], 1.0), "values must have shape"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_errors_name_the_argument(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_wrong_types():
-    with pytest.raises(TypeError, match="y must be real"):
-        pairwise.energy_distance(X, Y.to(torch.complex128))

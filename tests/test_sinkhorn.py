@@ -97,7 +97,7 @@ def test_divergence():
 def test_gaussians_have_the_closed_form():
     """Samples against the entropic cost of two normal laws (Janati et al. 2020), d = 1, to the sampling error.
 
-    cost = m^2 / 2 + (s^2 + t^2) / 2 - (k - e) / 4 + e / 2 log((k + e) / 2e) with k = sqrt(4 s^2 t^2 + e^2), for C =
+    cost = m^2 / 2 + (s^2 + t^2) / 2 - (k - e) / 2 + e / 2 log((k + e) / 2e) with k = sqrt(4 s^2 t^2 + e^2), for C =
     |x - y|^2 / 2. Quantiles stand for the laws, so that the error is one of discretisation.
     """
     n, m, s, t, e = 400, 1.5, 1.0, 0.6, 0.5

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, random, vmf
+from fokker.triton_kernels import bessel, kde, kde_pairs, random, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -58,49 +58,42 @@ class Variant:
         """The compiled kernel, with the committed configuration."""
         chosen = configuration(self.table, self.dtype)
         constants = {**self.constants, "BLOCK": chosen.block}
-        if self.table == "kde":
-            return self.compile_sums({**constants, "BM": chosen.columns}, chosen.options)
+        if chosen.columns:
+            constants["BM"] = chosen.columns
         kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers} | self.kinds
         integer = "i64"
-        if self.constants["DIMS"] == 1:  # as at a launch over contiguous memory: ones become constants
+        if self.constants.get("DIMS", 1) == 1:  # as at a launch over contiguous memory: ones become constants
             integer = "i32"
             constants |= {a: 1 for a in ("n1", "n2", "n3", "v3", "x3", "s3") if a in self.kernel.arg_names}
         signature = {a: "constexpr" if a in constants else kinds.get(a, integer) for a in self.kernel.arg_names}
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
         return triton.compile(source, target=TARGET, options=chosen.options)
 
-    def compile_sums(self, constants: dict[str, Any], options: dict[str, Any]) -> Any:
-        """A kernel of density sums: sizes are 32-bit at a launch unless they do not fit."""
-        kinds = {p: "*fp64" for p in kde.DOUBLES} | {p: "*" + DTYPES[self.dtype] for p in self.pointers}
-        kinds["doubt"] = "*i8"
-        names = self.kernel.arg_names
-        signature = {a: "constexpr" if a in constants else kinds.get(a, "i32") for a in names}
-        source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
-        return triton.compile(source, target=TARGET, options=options)
-
 
 def density_sums() -> Iterator[Variant]:
     """Log density; score; given values; the wide second pass; inner products; the backward pass; a compact kernel."""
     plain = dict.fromkeys(("BIAS", "WEIGHT", "FIXED", "EXCLUDE", "SQUARE", "DELTA", "PRODUCT", "DIRECT"), False)
-    plain |= {"KERNEL": 0, "VALUES": 0, "PER": 0, "BK": 32, "BV": 16, "WIDE": False, "MARK": False, "AGAIN": False}
+    plain |= {"KERNEL": 0, "VALUES": 0, "PER": 0, "BK": 16, "BV": 16, "WIDE": False, "MARK": False, "AGAIN": False}
     score = {"VALUES": 3, "BV": 64, "SQUARE": True, "DELTA": True, "BIAS": True}
+    doubles = dict.fromkeys(kde.DOUBLES, "*fp64") | {"doubt": "*i8"}
     for dtype in DTYPES:
-        wide = {"WIDE": dtype is torch.float64}
+        single = dtype is torch.float32
         forms = {
             "gaussian log_prob": {},
             "gaussian score": score,
             "gaussian score d <= 8": {**score, "DIRECT": True, "BV": 16},
             "gaussian values": {"VALUES": 1, "BV": 64, "PER": 1},
-            "gaussian products score": {**score, "PRODUCT": True},
             "gaussian backward": {**score, "FIXED": True, "WEIGHT": True, "SQUARE": False, "EXCLUDE": True},
         }
+        if single:
+            forms["gaussian products score"] = {**score, "PRODUCT": True}
         forms |= {f"{k} log_prob": {"KERNEL": i, "PER": 2} for i, k in enumerate(kde_pairs.KERNELS) if i}
-        if dtype is torch.float32:
-            wide["MARK"] = True
-            forms["gaussian score again"] = {**score, "WIDE": True, "MARK": False, "AGAIN": True}
         for name, changes in forms.items():
-            constants = {**plain, **wide, **changes}
-            yield Variant(f"kde {name}", "kde", kde.kde_kernel, dtype, kde.VALUES_OF_DTYPE, constants, mixed=True)
+            constants = {**plain, "WIDE": not single, "MARK": single, **changes}
+            yield Variant(f"kde {name}", "kde", kde.kde_kernel, dtype, kde.VALUES_OF_DTYPE, constants, doubles)
+    kinds = doubles | dict.fromkeys(kde.VALUES_OF_DTYPE, "*fp32")
+    constants = {**plain, **score, "WIDE": True, "AGAIN": True}
+    yield Variant("kde gaussian score again", "kde", kde.kde_kernel, torch.float64, (), constants, kinds)
 
 
 def variants(gradient_parts: bool) -> Iterator[Variant]:
@@ -182,7 +175,9 @@ def main() -> int:
         ptx = compiled.asm["ptx"]
         found = {
             "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
-            "FLOAT64": variant.dtype is torch.float32 and not variant.mixed and FLOAT64_INSTRUCTION.search(ptx) is not None,
+            "FLOAT64": variant.dtype is torch.float32
+            and variant.table != "kde"
+            and FLOAT64_INSTRUCTION.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }
         note = "".join(f" {name}" for name, there in found.items() if there)

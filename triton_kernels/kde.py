@@ -1,9 +1,9 @@
 """Density sums in Triton: an online softmax over tiles of the data, as csrc/common/kde_sums.h describes it.
 
 A program takes BLOCK queries and one chunk of value columns. Distances are sums of squared (absolute) differences,
-32 dimensions at a time with the roundings between those sums carried along; for a gaussian without ``highest``, from 16
-dimensions on, they are inner products about the data's mean by `tl.dot`. Every `tl.dot` names its input precision, and
-it is "ieee": nothing here is rounded to tf32. With ``highest`` a second launch does in float64 those rows that float32
+32 dimensions at a time with the roundings between those sums carried along; for a gaussian in float32 without
+``highest``, from 16 dimensions on, they are inner products about the data's mean by `tl.dot`. Every `tl.dot` names its
+input precision, and it is "ieee": nothing here is rounded to tf32. With ``highest`` a second launch does in float64 those rows that float32
 left in doubt; programs without such a row read nothing. Values of more than BV columns cost the distances again for
 every further chunk. Sums over a tile are added up in float64.
 """
@@ -285,7 +285,7 @@ def kde_sums(
     kind = NONE if weighting == 0 else SLOPE if weighting == 2 else GIVEN if values is not None else DISPLACEMENT
     relative = kind.value in (DISPLACEMENT.value, SLOPE.value)
     direct = relative and (d <= 8 or (laplace and kind is SLOPE))
-    product = gaussian and not highest and d >= 16
+    product = gaussian and not highest and d >= 16 and x.dtype is torch.float32
     dv = values_out.shape[2] if values_out is not None else 1
     if weight is not None and shift is None:  # then they are part of the exponents
         bias, weight = torch.log(weight) if bias is None else bias + torch.log(weight), None
@@ -310,7 +310,7 @@ def kde_sums(
             KERNEL=kernel, WIDE=wide, VALUES=kind.value, PER=along.value, BIAS=bias is not None,
             WEIGHT=weight is not None, FIXED=shift is not None, EXCLUDE=exclude != least, SQUARE=square is not None,
             DELTA=delta is not None, PRODUCT=product, DIRECT=direct, MARK=marks and not again, AGAIN=again,
-            BLOCK=chosen.block, BM=chosen.columns, BK=32, BV=width, **chosen.options,
+            BLOCK=chosen.block, BM=chosen.columns, BK=16, BV=width, **chosen.options,
         )  # fmt: skip
 
     with launching(x):

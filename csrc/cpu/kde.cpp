@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -94,8 +95,8 @@ template <typename T> void kde_sums(const KdeSums& given) {
   };
   if (bounded || check) provide(call.log_sum, log_sum);
   if (check && metric == Metric::product && !call.shift) provide(call.square, square);
-  KdePass<T, T> general(call, scan, metric);
-  if (!bounded && !check) return general.run(nullptr, call.n);
+  auto general = std::make_unique<KdePass<T, T>>(call, scan, metric);  // let go before data are packed in double
+  if (!bounded && !check) return general->run(nullptr, call.n);
 
   // A sample first: where most queries will be done again, all go there at once.
   constexpr std::int64_t sample = 64;
@@ -127,24 +128,26 @@ template <typename T> void kde_sums(const KdeSums& given) {
     if (!all_general) {
       pass.run(nullptr, call.n);
       collect(nullptr, faint);
-      run(general, queries);
+      run(*general, queries);
     }
   }
   const Bound<T> bound(call, scan, metric);
   const auto inexact = [&](std::int64_t i) { return bound.fails(i); };
   if (all_general) {
     if (check) {
-      run(general, some);
+      run(*general, some);
       collect(&some, inexact);
       if (most()) {
         collect(nullptr, [](std::int64_t) { return true; });
+        general.reset();
         return again<T>(call, scan, bound, queries);
       }
     }
-    general.run(nullptr, call.n);
+    general->run(nullptr, call.n);
   }
   if (!check) return;
   collect(nullptr, inexact);
+  general.reset();
   if (!queries.empty()) again<T>(call, scan, bound, queries);
 }
 

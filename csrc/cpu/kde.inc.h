@@ -10,7 +10,7 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-constexpr std::int64_t kTileBytes = 1 << 20;  // of data beside a tile: half of a second-level cache
+constexpr std::int64_t kTileBytes = 448 << 10;  // of data beside a tile, for a second-level cache that others use too
 
 // Groups of kRows queries, coordinate by coordinate; the last group repeats the last query.
 template <typename T, typename A> void pack_queries(const KdeBlock<T, A>& b, A* to) {

@@ -57,11 +57,11 @@ template <typename T, typename A> class KdePass {
     const std::int64_t column_bytes = call_.d * static_cast<std::int64_t>(sizeof(A)) +
                                       block_.value_stride * static_cast<std::int64_t>(sizeof(T)) + 48;
     const std::int64_t columns =
-        std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.tile * shape_.tile, shape_.unit * 4);
+        std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.unit * shape_.unit, shape_.unit * 4);
     const std::int64_t chunks = ceil_div(call_.m, columns);
     const std::int64_t most_rows =
         std::max<std::int64_t>(kQueryBytes / (call_.d * sizeof(A)) / shape_.rows * shape_.rows, shape_.rows);
-    const std::int64_t block_rows = std::min<std::int64_t>(most_rows, n >= 4096 ? 128 : 64);
+    const std::int64_t block_rows = std::min<std::int64_t>(most_rows, n >= 8192 ? 256 : n >= 4096 ? 128 : 64);
     const std::int64_t tiles = ceil_div(std::min(columns, call_.m), shape_.tile);
     const std::int64_t splits =
         std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));

@@ -57,7 +57,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
   const C nu = C(s.nu), p = C(0.5 * (s.nu + double(s.d))), lazy = laziness<C>(s.kernel);
 
   bool live[kMicro];
-  C scale[kMicro], top[kMicro];
+  FK_SHARED(C, row_scales, kSide);
+  FK_SHARED(C, tops, kSide);
   // A thread's sums of weights, their squares and what delta is made of; float has no registers left for them.
   constexpr bool kAside = sizeof(C) == 4;
   FK_SHARED(double, aside, kAside ? 3 * kMicro * kTileThreads : 1);
@@ -72,8 +73,10 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     const std::int64_t i = first + a < s.n ? first + a : s.n - 1;
     live[a] = first + a < s.n && (!again || is_marked(s.log_sum[i]));
     any = any || live[a];
-    scale[a] = row_scale<C>(s, i, form);
-    top[a] = online ? kFresh<C> : C(s.shift[i] * kUnit<C>);
+    if (tx == 0) {
+      row_scales[kMicro * ty + a] = row_scale<C>(s, i, form);
+      tops[kMicro * ty + a] = online ? kFresh<C> : C(s.shift[i] * kUnit<C>);
+    }
     total(0, a) = total(1, a) = total(2, a) = 0;
   }
   if (!__syncthreads_or(any)) return;
@@ -104,7 +107,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
       }
       __syncthreads();
       C part[kMicro][kMicro] = {};
-#pragma unroll 4
+#pragma unroll(form == Form::general ? 2 : 4)
       for (int l = 0; l < kDepth; ++l) {
         const Quad x = load_quad(x_tile + l * kPitch + kMicro * ty);
         const Quad y = load_quad(y_tile + l * kPitch + kMicro * tx);
@@ -142,6 +145,9 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     const std::int64_t apart = s.exclude == INT64_MIN ? -4 * kSide : block + s.exclude - begin;
     const int left_out = apart > -kSide && apart < kSide ? int(apart) + kMicro * ty : -4 * kSide;
     C rescale[kMicro] = {C(1), C(1), C(1), C(1)}, sums[kMicro] = {}, squares[kMicro] = {}, deltas[kMicro] = {};
+    C scale[kMicro], top[kMicro];  // the 16 threads of a row keep one top
+#pragma unroll
+    for (int a = 0; a < kMicro; ++a) scale[a] = row_scales[kMicro * ty + a], top[a] = tops[kMicro * ty + a];
     bool weighs = false;
 #pragma unroll 1
     for (int j = tx; j < kSide; j += 16) {
@@ -167,7 +173,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
         for (int a = 0; a < kMicro; ++a) behind = behind || t[a] > top[a] + lazy;
         if (__any_sync(kFullWarp, behind)) {
 #pragma unroll
-          for (int a = 0; a < kMicro; ++a) {  // the 16 threads of a row have one top
+          for (int a = 0; a < kMicro; ++a) {
             const C most = warp_reduce<16>(t[a], Max{});
             if (!(most > top[a] + lazy)) continue;
             const C by = power(top[a] - most);
@@ -196,6 +202,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     }
 #pragma unroll
     for (int a = 0; a < kMicro; ++a) {
+      if (tx == 0) tops[kMicro * ty + a] = top[a];
       total(0, a) += double(sums[a]);
       if (moments) total(1, a) += double(squares[a]), total(2, a) += double(deltas[a]);
     }
@@ -254,7 +261,8 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     const double all = warp_reduce<16>(total(0, a), Sum{}), squares = warp_reduce<16>(total(1, a), Sum{});
     const double deltas = warp_reduce<16>(total(2, a), Sum{});
     double factor = 0;
-    if (live[a] && tx == 0) factor = finish_row(s, first + a, form, top[a], all, squares, deltas, may_doubt, top_bias);
+    if (live[a] && tx == 0)
+      factor = finish_row(s, first + a, form, tops[kMicro * ty + a], all, squares, deltas, may_doubt, top_bias);
     factor = __shfl_sync(kFullWarp, factor, 0, 16);
     if (!values || !live[a]) continue;
     for (std::int64_t at = kMicro * tx; at < s.dv; at += kSide) {

@@ -181,8 +181,9 @@ def arrange(
     exclude_self: bool,
     precision: str,
     kernels: tuple[str, ...],
+    density: bool = True,
 ) -> Call:
-    """Check and promote the arguments of a density sum."""
+    """Check and promote the arguments of a density sum; with ``density`` a bandwidth by datum weighs it by h^-d."""
     if kernel not in kernels:
         raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
     if precision not in PRECISIONS:
@@ -232,7 +233,8 @@ def arrange(
         c = replace(c, log_total=math.log(max(1, m - 1 if exclude_self else m)))
     if h.shape[2] != 1 and kernel != "vmf":
         per_datum = -d * torch.log(h[:, 0])
-        c = replace(c, bias=per_datum if c.bias is None else c.bias + per_datum)
+        if density:
+            c = replace(c, bias=per_datum if c.bias is None else c.bias + per_datum)
     elif h.shape[2] != 1:
         raise ValueError(f"{function}: kernel='vmf' needs one bandwidth, got one a datum")
     return c

@@ -152,8 +152,8 @@ class KernelDensity(DensityMixin, BaseEstimator):
 class SDKernelDensity(KernelDensity):
     r"""Score-debiased kernel density: the data are moved along their own score before the estimate (gaussian kernel).
 
-    ``y_j' = y_j + (h^2 / 2) grad log p(y_j)`` with p the plain estimate at bandwidth h, then the plain estimate over the
-    moved data: the bias of order h^2 cancels (Epstein et al. 2025). Parameters as in `KernelDensity`.
+    ``y_j' = y_j + (h^2 / 2) grad log p(y_j)`` with p the plain estimate at bandwidth h, then the plain estimate over
+    the moved data: the bias of order h^2 cancels (Epstein et al. 2025). Parameters as in `KernelDensity`.
     """
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> SDKernelDensity:

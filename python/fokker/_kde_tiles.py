@@ -31,7 +31,7 @@ class Tiled:
     def vjp(self, arguments: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> Tensors:
         """The gradient of sum_k <grads_k, results_k> in every argument that is a tensor."""
         n = next(a.shape[1] for a, q in zip(arguments, self.by_query, strict=True) if q and a is not None)
-        parts: list[list[Tensor]] = [[] for _ in arguments]
+        total = [None if a is None else torch.zeros_like(a, memory_format=torch.contiguous_format) for a in arguments]
         for begin in range(0, n, self.rows):
             end = min(n, begin + self.rows)
             cut = [self._cut(a, q, begin, end) for a, q in zip(arguments, self.by_query, strict=True)]
@@ -39,17 +39,13 @@ class Tiled:
             with torch.enable_grad():
                 leaves = [None if a is None else a.detach().requires_grad_() for a in cut]
                 found = self._tile(begin, end, leaves, g, create_graph=False)
-            for i, part in enumerate(found):
-                if part is None:
-                    continue
-                if self.by_query[i] or not parts[i]:
-                    parts[i].append(part)
-                else:
-                    parts[i][0] = parts[i][0] + part
-        return tuple(
-            None if a is None else torch.cat(p, 1) if q and p else p[0] if p else torch.zeros_like(a)
-            for a, q, p in zip(arguments, self.by_query, parts, strict=True)
-        )
+            for to, part, by_query in zip(total, found, self.by_query, strict=True):
+                if to is not None and part is not None:
+                    if by_query:
+                        to[:, begin:end] = part
+                    else:
+                        to += part
+        return tuple(total)
 
     def gradient(self) -> Tiled:
         """`vjp` as a function of tiles of the arguments, then the grads."""

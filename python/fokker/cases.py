@@ -530,7 +530,8 @@ def _pairwise_case(
             gentle=lambda g: make(2, torch.float64, g),
             gradients=gradients,
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
+            # composed of ops that have their own rows: the emulator would only be slow
+            backends=("reference", "cpu", "cuda"),
             **{"flops": 3 * 42 * (3.0 * dim + 20.0), **s},
         )
     )
@@ -552,10 +553,10 @@ _pairwise_case(
 )
 _pairwise_case(
     "pairwise_sinkhorn",
-    lambda x, y: pairwise.sinkhorn(x, y, epsilon=0.5, iterations=20, tolerance=0.0).value,
+    lambda x, y: pairwise.sinkhorn(x, y, epsilon=0.5, iterations=5, tolerance=0.0).value,
     3,
     (),
-    flops=41 * 42 * 30.0,
+    flops=11 * 42 * 30.0,
 )
 
 

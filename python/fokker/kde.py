@@ -294,7 +294,7 @@ def kernel_sum(
         exclude_self: leave out j = i.
         precision: see `log_prob`.
     """
-    c = arrange("kernel_sum", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS)
+    c = arrange("kernel_sum", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS, density=False)
     scale = None if weights is None else c.like_data(weights, "weights", 0)
     if values is None and scale is None:
         return restore(c, c.times_exp(torch.ones_like(c.x[..., 0]), c.sums(0)[0]))
@@ -331,7 +331,7 @@ def logsumexp(
         exclude_self: leave out j = i.
         precision: see `log_prob`.
     """
-    c = arrange("logsumexp", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS)
+    c = arrange("logsumexp", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS, density=False)
     if column_bias is not None:
         c = c.with_bias(c.like_data(column_bias, "column_bias", 0))
     mask = SLOPE if torch.is_grad_enabled() and c.x.requires_grad else 0

@@ -10,11 +10,9 @@ Weights are not negative and are scaled to sum to one. A NaN makes the results o
 """
 
 from ._pairwise_distances import (
-    crps,
     distance_correlation,
     distance_covariance,
     energy_distance,
-    energy_score,
     joint_distance_covariance,
 )
 from ._pairwise_kernels import (
@@ -26,6 +24,7 @@ from ._pairwise_kernels import (
     multi_population_objective,
 )
 from ._pairwise_sampling import characteristic_discrepancy, cmixup_sample
+from ._pairwise_scores import crps, energy_score
 from ._pairwise_similarity import alignment, nadaraya_watson, uniformity, vendi_score
 from ._pairwise_transport import Transport, sinkhorn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 import time
 from pathlib import Path
@@ -127,7 +128,7 @@ def _digits(seed: int, images: int) -> dict[str, Any]:
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - kde.posterior_mean(x, data, float(sigma))) / sigma
 
-    for k, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for k, (now, then) in enumerate(itertools.pairwise(sigmas)):
         sizes.append(kde.effective_sample_size(x, data, float(now)))
         if k % 12 == 0:
             frames[float(now)] = x.clone()
@@ -141,14 +142,17 @@ def _digits(seed: int, images: int) -> dict[str, Any]:
     typical, apart = float(distance.median()), float(spacing.median())
     memorised = float((distance < 0.1 * apart).double().mean())
     print(f"\n{images} digits by the exact score of {len(data)} training digits; distance to the nearest of those:")
-    print(
-        f"  {typical:.1e} (median), where neighbouring training digits are {apart:.2f} apart: {memorised:.0%} memorised;"
-    )
-    print(
-        f"  the effective sample size falls below 2 at sigma = {condensed:.2f}: from there each has one digit to go to"
-    )
-    return {"x": x, "frames": frames, "sigmas": sigmas[:-1], "sizes": sizes_now, "distance": distance, "spacing": spacing,
-            "condensed": condensed}  # fmt: skip
+    print(f"  {typical:.1e} (median), where training digits are {apart:.2f} apart: {memorised:.0%} memorised;")
+    print(f"  the effective sample size falls below 2 at sigma = {condensed:.2f}: from there each has one to go to")
+    return {
+        "x": x,
+        "frames": frames,
+        "sigmas": sigmas[:-1],
+        "sizes": sizes_now,
+        "distance": distance,
+        "spacing": spacing,
+        "condensed": condensed,
+    }
 
 
 # ---- regimes -------------------------------------------------------------------------------------------------------

@@ -61,5 +61,5 @@ def clt_bandwidth(alpha: float) -> float:
 
 
 def effective_sizes(x: Tensor, data: Tensor, bandwidths: Tensor) -> Tensor:
-    """The mean effective sample size of the estimate over the queries, a number a bandwidth: it falls to 1 below h_G."""
+    """The mean effective sample size over the queries, a number a bandwidth: it falls to 1 below h_G."""
     return torch.stack([kde.effective_sample_size(x, data, float(h)).double().mean() for h in bandwidths])
