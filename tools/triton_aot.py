@@ -3,9 +3,9 @@
     python tools/triton_aot.py [--kernel SUBSTRING] [--dtype float32|float64] [--gradient-parts]
 
 Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a
-float64 instruction (but for density sums, which add their tiles up in float64), and none an approximate division or root, or one that flushes subnormal numbers. Works with Triton
-3.6 and 3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the kernels of one alone, which are
-subsets of these.
+float64 instruction (but for density sums, which add their tiles up in float64), and none an approximate division or
+root, or one that flushes subnormal numbers. Works with Triton 3.6 and 3.9. Gradients are compiled for both arguments;
+``--gradient-parts`` adds the kernels of one alone, which are subsets of these.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def density_sums() -> Iterator[Variant]:
         forms |= {f"{k} log_prob": {"KERNEL": i, "PER": 2} for i, k in enumerate(kde_pairs.KERNELS) if i}
         for name, changes in forms.items():
             constants = {**plain, "WIDE": not single, "MARK": single, **changes}
-            yield Variant(f"kde {name}", "kde", kde.kde_kernel, dtype, kde.VALUES_OF_DTYPE, constants, doubles)
+            table = "kde_products" if constants["PRODUCT"] else "kde"
+            yield Variant(f"kde {name}", table, kde.kde_kernel, dtype, kde.VALUES_OF_DTYPE, constants, doubles)
     kinds = doubles | dict.fromkeys(kde.VALUES_OF_DTYPE, "*fp32")
     constants = {**plain, **score, "WIDE": True, "AGAIN": True}
     yield Variant("kde gaussian score again", "kde", kde.kde_kernel, torch.float64, (), constants, kinds)
@@ -176,7 +177,7 @@ def main() -> int:
         found = {
             "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
             "FLOAT64": variant.dtype is torch.float32
-            and variant.table != "kde"
+            and not variant.table.startswith("kde")
             and FLOAT64_INSTRUCTION.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }

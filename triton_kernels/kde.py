@@ -1,11 +1,11 @@
 """Density sums in Triton: an online softmax over tiles of the data, as csrc/common/kde_sums.h describes it.
 
-A program takes BLOCK queries and one chunk of value columns. Distances are sums of squared (absolute) differences,
-32 dimensions at a time with the roundings between those sums carried along; for a gaussian in float32 without
+A program takes BLOCK queries and one chunk of value columns. Distances are sums of squared (absolute) differences, 32
+dimensions at a time with the roundings between those sums carried along; for a gaussian in float32 without
 ``highest``, from 16 dimensions on, they are inner products about the data's mean by `tl.dot`. Every `tl.dot` names its
-input precision, and it is "ieee": nothing here is rounded to tf32. With ``highest`` a second launch does in float64 those rows that float32
-left in doubt; programs without such a row read nothing. Values of more than BV columns cost the distances again for
-every further chunk. Sums over a tile are added up in float64.
+input precision, and it is "ieee": nothing here is rounded to tf32. With ``highest`` a second launch does in float64
+those rows that float32 left in doubt; programs without such a row read nothing. Values of more than BV columns cost
+the distances again for every further chunk. Sums over a tile are added up in float64.
 """
 
 import torch
@@ -163,7 +163,7 @@ def kde_kernel(
         if EXCLUDE:
             t = tl.where(j[None, :] == i[:, None] + exclude, -INF, t)
         if not FIXED:
-            high = tl.maximum(top, tl.max(t, 1))
+            high = tl.maximum(top, tl.max(tl.where(t == t, t, -INF), 1))  # a NaN shows in the sums
             by = weight_of(top - high)
             top = high
             wide = by.to(tl.float64)
@@ -301,7 +301,7 @@ def kde_sums(
     least = -(2**63)
 
     def launch(wide: bool, again: bool) -> None:
-        chosen = configuration("kde", torch.float64 if wide else torch.float32)
+        chosen = configuration("kde_products" if product else "kde", torch.float64 if wide else torch.float32)
         width = min(64, max(16, triton.next_power_of_2(dv)))
         grid = (triton.cdiv(n, chosen.block), triton.cdiv(dv, width), batch)
         kde_kernel[grid](

@@ -188,11 +188,12 @@ template <typename C, Form form, int D, bool kSums> __global__ void __launch_bou
     const bool mine = part == 0 && first + a < s.n;
     double factor = 0;
     if (mine) factor = finish_row(s, first + a, form, high, all, squares, deltas, may_doubt, top_bias);
-    if (!values) continue;
+    if constexpr (!kSums) {
 #pragma unroll
-    for (int k = 0; k < D; ++k) {
-      const double v = merged(slope[a][k], by);
-      if (mine && k < d) static_cast<C*>(s.values)[(first + a) * d + k] = C(finish_value(v, factor));
+      for (int k = 0; values && k < D; ++k) {
+        const double v = merged(slope[a][k], by);
+        if (mine && k < d) static_cast<C*>(s.values)[(first + a) * d + k] = C(finish_value(v, factor));
+      }
     }
   }
 }

@@ -130,7 +130,7 @@ FK_HD FK_INLINE void k_temme(T v, T x, T* out) {
     if constexpr (sizeof(T) == 4)
       low = first ? (residual(s.k, rho0, k) + mad(-rho0, start.k0_lo, start.k1_lo)) / k : T(0);
     const T twice = rho + rho, ratio = twice / x;
-    const bool fine = sizeof(T) == 4 && ratio < infinity<T>();
+    const bool fine = sizeof(T) == 4 && ratio < T(1e30);  // beyond, a product in two words without fma overflows
     out[0] = fine ? ratio + (residual(twice, ratio, x) + (low + low)) / x : ratio;
     return;
   } else if constexpr (Order == 0) {

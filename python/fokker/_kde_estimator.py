@@ -170,7 +170,7 @@ def _leave_one_out(data: np.ndarray, w: np.ndarray | None, kernel: str, nu: floa
     # golden-section search of the mean leave-one-out log density over log h, around the rule of thumb
     n, d = data.shape
     if n < 2:
-        raise ValueError("bandwidth='loo' needs at least two rows")
+        raise ValueError(f"bandwidth='loo' needs at least two rows, got n_samples = {n}")
     spread = float(np.sqrt(np.var(data, axis=0, dtype=np.float64).mean()))
     if not spread > 0:
         raise ValueError("bandwidth='loo' needs data that are not all equal")

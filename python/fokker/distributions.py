@@ -142,8 +142,8 @@ class VonMisesFisher(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log density with respect to the surface measure, at ``value`` (..., d)."""
+        _check_value(value)
         if self._validate_args:
-            _check_value(value)
             self._validate_sample(value)
         return vmf.log_prob(value, self.mean_direction, self.concentration)
 
@@ -206,8 +206,8 @@ class HypersphericalUniform(Distribution):
         return self.rsample(sample_shape, **noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _check_value(value)
         if self._validate_args:
-            _check_value(value)
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self._batch_shape)
         return vmf.log_normalizer(self.dim, self._like).expand(shape)
