@@ -21,7 +21,8 @@ def functions(module: ModuleType) -> dict[str, str]:
     for name, value in sorted(vars(module).items()):
         if not name.startswith("__") and callable(value):
             signature = (value.__doc__ or "").splitlines()[0].removeprefix(name)
-            out[name] = re.sub(r"typing\.SupportsInt \| typing\.SupportsIndex", "int", signature)
+            signature = re.sub(r"typing\.SupportsInt \| typing\.SupportsIndex", "int", signature)
+            out[name] = re.sub(r"typing\.SupportsFloat \| typing\.SupportsIndex", "float", signature)
     return out
 
 

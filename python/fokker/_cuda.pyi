@@ -16,6 +16,24 @@ def bessel_hess(
 ) -> None: ...
 def device_count() -> int: ...
 def init(tensor: type, parameter: type, cuda_error: object) -> None: ...
+def kde_sums(
+    x: torch.Tensor,
+    data: torch.Tensor,
+    bandwidth: torch.Tensor,
+    bias: torch.Tensor | None,
+    values: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    kernel: int,
+    nu: float,
+    exclude: int,
+    highest: bool,
+    weighting: int,
+    log_sum: torch.Tensor,
+    values_out: torch.Tensor | None,
+    square: torch.Tensor | None,
+    delta: torch.Tensor | None,
+) -> None: ...
 def random_fill(
     kind: int,
     seed: int,
