@@ -15,7 +15,9 @@ ONLY_EMULATED = {"set_order"}
 def parameters(source: str) -> dict[str, list[tuple[str, str]]]:
     """Function -> (parameter, type) in order, and the result's type last."""
     out = {}
-    for node in ast.parse(source.replace("typing.SupportsInt | typing.SupportsIndex", "int")).body:
+    for kind in ("Int", "Float"):
+        source = source.replace(f"typing.Supports{kind} | typing.SupportsIndex", kind.lower())
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             arguments = [(a.arg, ast.unparse(a.annotation)) for a in node.args.args]
             out[node.name] = [*arguments, ("return", ast.unparse(node.returns))]
