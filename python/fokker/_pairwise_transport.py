@@ -100,7 +100,7 @@ class _Problem:
                 error = torch.where(self.a == 0, 0.0, self.a * off).sum(-1)
             if not self.same:
                 f = new
-            if settled and watched and count % every == 0 and not bool((error > tolerance).any()):
+            if tolerance > 0 and settled and watched and count % every == 0 and not bool((error > tolerance).any()):
                 break
         return (f if not self.same else new), g, error, count
 
