@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import vmf
+from ._elementwise import check_dense
 from ._kde_ops import NOTHING, sums
 from ._op import _functorch_level, _is_compiling
 from .reference.kde import KERNELS as OP_KERNELS
@@ -46,14 +47,13 @@ class Call:
 
     def sums(self, outputs: int, values: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The op on these arguments."""
-        kernel = {"vmf": "gaussian", "cauchy": "student_t"}.get(self.kernel, self.kernel)
         bias = self.bias
         if self.vmf:  # exp(x.y / h^2) is a gaussian with weights exp(|y|^2 / 2h^2) and a factor exp(|x|^2 / 2h^2)
             if self.bandwidth.shape[1] != 1:
                 raise ValueError(f"{self.function}: kernel='vmf' needs one bandwidth, got one a query")
             extra = (self.y.double() / self.bandwidth).square().sum(-1) * 0.5
             bias = extra if bias is None else bias + extra
-        index = OP_KERNELS.index(kernel)
+        index = OP_KERNELS.index(_named(self.kernel))
         return sums(self.x, self.y, self.bandwidth, bias, values, index, self.nu, self.exclude, outputs, self.highest)
 
     def vmf_row(self) -> Tensor:
@@ -111,14 +111,13 @@ class Call:
 
 
 def _named(kernel: str) -> str:
-    return "student_t" if kernel == "cauchy" else kernel
+    # the op's kernel that a public one is a case of
+    return {"vmf": "gaussian", "cauchy": "student_t"}.get(kernel, kernel)
 
 
 def _tensor(function: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
     t = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=device)
-    if t.layout is not torch.strided or t.is_nested:
-        kind = "a nested tensor" if t.is_nested else f"layout {t.layout}"
-        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {kind}")
+    check_dense(function, name, t)
     if t.is_complex():
         raise TypeError(f"{function}: {name} must be real, got dtype {t.dtype}")
     if device is not None and t.device != device and t.dim():
