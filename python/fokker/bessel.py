@@ -26,14 +26,21 @@ __all__ = ["iv_ratio", "kv_ratio", "log_iv", "log_ive", "log_kv", "log_kve"]
 # The order of math::Fn in csrc/math/bessel_fn.h.
 FUNCTIONS = ("log_iv", "log_ive", "log_kv", "log_kve", "iv_ratio", "kv_ratio")
 _NAMES = ("v", "x")
+_empty_like = torch.empty_like
 
 
 def _value_kernel(function: int) -> Callable[[Any], Kernel]:
     def make(module: Any) -> Kernel:
         def run(v: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-            if out is None:
+            if out is not None:
+                module.bessel(function, v, x, out)
+                return out
+            out = _empty_like(x)  # what the result is nearly always, without asking; else the kernel refuses it
+            try:
+                module.bessel(function, v, x, out)
+            except (TypeError, ValueError):
                 out = empty_result(x, v)
-            module.bessel(function, v, x, out)
+                module.bessel(function, v, x, out)
             return out
 
         run.writes_out = True  # type: ignore[attr-defined]
