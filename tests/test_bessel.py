@@ -216,9 +216,11 @@ def test_second_derivatives_of_k_at_the_least_arguments(backend, name):
             at = (torch.tensor([u], dtype=F64, device=device) for u in (v, x))
             got = [float(g) for g in bessel._hess(*at, FUNCTIONS.index(name))]
             want = [float(b.mid()) for b in oracle.derivatives(name, v, x, 2)]
-            # d2/dv2 of the ratio cancels at tiny x and 0 < v <= 1/2 (a known weakness)
-            for k in range(1 if name == "kv_ratio" and 0 < v <= 0.5 else 0, 3):
-                assert got[k] == pytest.approx(want[k], rel=1e-13, abs=1e-13), (v, x, k)
+            for k in range(3):
+                # there the ratio is nearly 2 v / x: its curvature in v is held in units of the ratio
+                apart = name == "kv_ratio" and 0 < v <= 0.5 and k == 0
+                if (slack := 4e-13 * v / x if apart else 1e-13) < float("inf"):
+                    assert got[k] == pytest.approx(want[k], rel=1e-13, abs=slack), (v, x, k)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -10,6 +10,7 @@
 #include "cpu/random.h"
 #include "cpu/vmf.h"
 #include "cpu/vmf_sample.h"
+#include "math/vmf.h"
 
 namespace fokker::cpu {
 
@@ -49,9 +50,12 @@ template <typename T> void vmf_log_prob(std::int64_t dim, const Elementwise& e, 
       const int n = static_cast<int>(std::min<std::int64_t>(kChunk, end - at));
       for (int i = 0; i < n; ++i) k[i] = static_cast<const T*>(e.data[2])[e.offset(2, at + i)];
       scalar(math::VmfFn::log_normalizer, dim, k, log_c, n);
-      for (int i = 0; i < n; ++i)
-        out[at + i] = static_cast<T>(log_c[i] + k[i] * dot(static_cast<const T*>(e.data[0]) + e.offset(0, at + i),
-                                                           static_cast<const T*>(e.data[1]) + e.offset(1, at + i), dim));
+      for (int i = 0; i < n; ++i) {
+        const T *row = static_cast<const T*>(e.data[0]) + e.offset(0, at + i),
+                *mean = static_cast<const T*>(e.data[1]) + e.offset(1, at + i);
+        const bool point = k[i] == math::infinity<double>();
+        out[at + i] = point ? math::vmf_point_mass(row, mean, dim) : static_cast<T>(log_c[i] + k[i] * dot(row, mean, dim));
+      }
     }
   });
 }

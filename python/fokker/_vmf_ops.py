@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
 from ._elementwise import empty_result, reduce_to
 from ._op import Kernel, Op, native_kernels
 from .reference import vmf as reference
@@ -155,9 +154,6 @@ def _log_prob_kernel(module: Any) -> Kernel:
             x, mean, k = x.float(), mean.float(), k.float()
         out = _log_prob_shape(x, mean, k)
         module.vmf_log_prob(adjacent(x), adjacent(mean), k, out)
-        # The CUDA kernels know point masses; a look at every k is cheap only where nobody waits for a GPU.
-        if module is _native.cpu and bool((k == torch.inf).any()):
-            out = torch.where(k == torch.inf, reference.point_mass(x, mean), out)
         return out.to(dtype)
 
     return run
