@@ -73,7 +73,8 @@ class Variant:
 def density_sums() -> Iterator[Variant]:
     """Log density; score; given values; the wide second pass; inner products; the backward pass; a compact kernel."""
     plain = dict.fromkeys(("BIAS", "WEIGHT", "FIXED", "EXCLUDE", "SQUARE", "DELTA", "PRODUCT", "DIRECT"), False)
-    plain |= {"KERNEL": 0, "VALUES": 0, "PER": 0, "BK": 16, "BV": 16, "WIDE": False, "MARK": False, "AGAIN": False}
+    plain |= {"KERNEL": 0, "VALUES": 0, "PER": 0, "BK": 16, "BV": 16, "SPLIT": "bf16x6"}
+    plain |= dict.fromkeys(("WIDE", "MARK", "AGAIN"), False)
     score = {"VALUES": 3, "BV": 64, "SQUARE": True, "DELTA": True, "BIAS": True}
     doubles = dict.fromkeys(kde.DOUBLES, "*fp64") | {"doubt": "*i8"}
     for dtype in DTYPES:
@@ -86,7 +87,9 @@ def density_sums() -> Iterator[Variant]:
             "gaussian backward": {**score, "FIXED": True, "WEIGHT": True, "SQUARE": False, "EXCLUDE": True},
         }
         if single:
+            forms["gaussian products log_prob"] = {"PRODUCT": True}
             forms["gaussian products score"] = {**score, "PRODUCT": True}
+            forms["gaussian products backward"] = {**forms["gaussian backward"], "PRODUCT": True}
         forms |= {f"{k} log_prob": {"KERNEL": i, "PER": 2} for i, k in enumerate(kde_pairs.KERNELS) if i}
         for name, changes in forms.items():
             constants = {**plain, "WIDE": not single, "MARK": single, **changes}

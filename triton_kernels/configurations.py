@@ -33,7 +33,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "bessel_hess": {torch.float32: Configuration(128, 4, 128), torch.float64: Configuration(128, 4, 255)},
     "vmf": {torch.float32: Configuration(256, 4), torch.float64: Configuration(128, 4)},
     "kde": {torch.float32: Configuration(64, 8, None, 32), torch.float64: Configuration(32, 4, None, 32)},
-    "kde_products": {torch.float32: Configuration(32, 8, None, 32)},
+    "kde_products": {torch.float32: Configuration(64, 8, None, 32)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }
 

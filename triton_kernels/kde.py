@@ -1,11 +1,13 @@
 """Density sums in Triton: an online softmax over tiles of the data, as csrc/common/kde_sums.h describes it.
 
 A program takes BLOCK queries and one chunk of value columns. Distances are sums of squared (absolute) differences, 32
-dimensions at a time with the roundings between those sums carried along; for a gaussian in float32 without
-``highest``, from 16 dimensions on, they are inner products about the data's mean by `tl.dot`. Every `tl.dot` names its
-input precision, and it is "ieee": nothing here is rounded to tf32. With ``highest`` a second launch does in float64
-those rows that float32 left in doubt; programs without such a row read nothing. Values of more than BV columns cost
-the distances again for every further chunk. Sums over a tile are added up in float64.
+dimensions at a time with the roundings between those sums carried along; for a gaussian in float32, from 16 dimensions
+on, they are inner products about the data's mean on the tensor cores. Every `tl.dot` names its input precision, and
+nothing here is rounded to tf32: float32 operands are split into three bfloat16 terms each ("bf16x6": as accurate as
+float32 products), and sums over BK dimensions are added up outside of the tensor cores, which truncate. With
+``highest`` a second launch does in float64 those rows that float32 left in doubt; programs without such a row read
+nothing. Values of more than BV columns cost the distances again for every further chunk. Sums over a tile are added up
+in float64.
 """
 
 import torch
@@ -14,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .elementary import any_of, const, exp, log_normal, mad, pick
+from .elementary import any_of, const, divide, exp, log_normal, mad, pick, square_root
 from .kde_pairs import pair
 from .strided import launching
 
@@ -73,23 +75,26 @@ def differences(xr, yr, rows, columns, d, ABSOLUTE: tl.constexpr, C: tl.constexp
 
 
 @triton.jit
-def products(xr, yr, centre, rows, columns, d, C: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """Squared distances of a tile from inner products about the centre."""
+def products(
+    xr, yr, centre, rows, columns, d,
+    C: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of a tile from inner products about the centre (a float32), and the squared norms."""
     dot = tl.zeros((BN, BM), C)
     x_norm = tl.zeros((BN,), C)
     y_norm = tl.zeros((BM,), C)
     for k0 in range(0, d, BK):
         k = k0 + tl.arange(0, BK)
-        c = tl.load(centre + k, mask=k < d, other=0.0)
-        a = tl.load(xr[:, None] + k[None, :], mask=rows[:, None] & (k < d)[None, :], other=0.0).to(tl.float64)
-        b = tl.load(yr[:, None] + k[None, :], mask=columns[:, None] & (k < d)[None, :], other=0.0).to(tl.float64)
-        a = tl.where(rows[:, None], a - c[None, :], 0.0).to(C)
-        b = tl.where(columns[:, None], b - c[None, :], 0.0).to(C)
+        c = tl.load(centre + k, mask=k < d, other=0.0).to(C)
+        a = tl.load(xr[:, None] + k[None, :], mask=rows[:, None] & (k < d)[None, :], other=0.0).to(C)
+        b = tl.load(yr[:, None] + k[None, :], mask=columns[:, None] & (k < d)[None, :], other=0.0).to(C)
+        a = tl.where(rows[:, None], a - c[None, :], 0.0)
+        b = tl.where(columns[:, None], b - c[None, :], 0.0)
         x_norm += tl.sum(a * a, 1)
         y_norm += tl.sum(b * b, 1)
-        dot = tl.dot(a, tl.trans(b), dot, input_precision="ieee")
+        dot += tl.dot(a, tl.trans(b), input_precision=SPLIT)
     r = (x_norm[:, None] + y_norm[None, :]) - 2.0 * dot
-    return tl.where(r < 0.0, 0.0, r)
+    return tl.where(r < 0.0, 0.0, r), x_norm, y_norm
 
 
 @triton.jit
@@ -98,7 +103,7 @@ def kde_kernel(
     KERNEL: tl.constexpr, WIDE: tl.constexpr, VALUES: tl.constexpr, PER: tl.constexpr, BIAS: tl.constexpr,
     WEIGHT: tl.constexpr, FIXED: tl.constexpr, EXCLUDE: tl.constexpr, SQUARE: tl.constexpr, DELTA: tl.constexpr,
     PRODUCT: tl.constexpr, DIRECT: tl.constexpr, MARK: tl.constexpr, AGAIN: tl.constexpr,
-    BLOCK: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BLOCK: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One block of queries against all data; program (query block, value chunk, batch)."""
     C: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -132,6 +137,10 @@ def kde_kernel(
     cols = chunk * BV + tl.arange(0, BV)
     mean = tl.zeros((BLOCK, BV), C)
     top_bias = tl.full((1,), -INF, tl.float64)
+    x_norm = tl.zeros((BLOCK,), C)
+    far = tl.zeros((1,), C)
+    SHARES: tl.constexpr = SQUARE or (PRODUCT and MARK)  # how many data share a row's sum tells what errors average
+    PV: tl.constexpr = SPLIT if PRODUCT else "ieee"
 
     for j0 in range(0, end, BM):
         j = j0 + tl.arange(0, BM)
@@ -149,7 +158,8 @@ def kde_kernel(
             u = u64.to(C)
         top_bias = tl.maximum(top_bias, tl.max(b, 0, keep_dims=True))
         if PRODUCT:
-            r = products(xr, yr, centre + batch * d, rows, columns, d, C, BLOCK, BM, BK)
+            r, x_norm, y_norm = products(xr, yr, centre + batch * d, rows, columns, d, C, BLOCK, BM, BK, SPLIT)
+            far = tl.maximum(far, tl.max(tl.where(y_norm < INF, y_norm, 0.0), 0, keep_dims=True))
         else:
             r = differences(xr, yr, rows, columns, d, ABSOLUTE, C, BLOCK, BM)
         own = tl.zeros((BM,), C) + 1.0
@@ -180,7 +190,7 @@ def kde_kernel(
             w = tl.where(e == 0.0, 0.0, w)
             s = tl.where(e == 0.0, 0.0, s)
         total += tl.sum(w, 1).to(tl.float64)
-        if SQUARE:
+        if SHARES:
             squares += tl.sum(w * w, 1).to(tl.float64)
         if DELTA:
             deltas += tl.sum(tl.where(s == 0.0, 0.0, s * q), 1).to(tl.float64)
@@ -204,7 +214,7 @@ def kde_kernel(
                     part = tl.where(inside, part.to(tl.float64) - c[None, :], 0.0)
                     slopes += tl.sum(w, 1).to(tl.float64)
                 part = tl.where((part == INF) | (part == -INF), 0.0, part)
-                mean = tl.dot(w, part.to(C), mean, input_precision="ieee")
+                mean += tl.dot(w, part.to(C), input_precision=PV)
 
     is_nan = total != total
     if FIXED:
@@ -229,7 +239,19 @@ def kde_kernel(
     if DELTA:
         tl.store(delta + out, tl.where(is_nan, NAN, tl.where(empty, 0.0, deltas * factor)), mask=first)
     if MARK:
-        if FIXED:
+        if PRODUCT:
+            # as Bound of csrc/cpu/kde.cpp, with norms in float32
+            length = 0.5 + 1.04 * divide(tl.minimum(BK, d).to(C), square_root(tl.zeros((1,), C) + d))
+            reach = length * square_root(x_norm * far) + 0.75 * (x_norm + far)
+            many = 1.0 if FIXED else tl.maximum(square_root(tl.maximum(squares * square_factor, 0.0)), 0.1)
+            error = 6e-8 * many * (reach.to(tl.float64) * inverse)
+            size = tl.abs(given) if FIXED else tl.abs(result)
+            if not FIXED:
+                error += 1.2e-7 * (top_bias - result)
+            again = is_nan | (error > 4e-7 * size + (2e-5 if FIXED else 2e-6))
+            if not FIXED:
+                again = again & ((result > -INF) | (top_bias > -INF) | is_nan)
+        elif FIXED:
             again = is_nan
         else:
             # as is_doubtful of csrc/cuda/kde.cuh
@@ -285,13 +307,14 @@ def kde_sums(
     kind = NONE if weighting == 0 else SLOPE if weighting == 2 else GIVEN if values is not None else DISPLACEMENT
     relative = kind.value in (DISPLACEMENT.value, SLOPE.value)
     direct = relative and (d <= 8 or (laplace and kind is SLOPE))
-    product = gaussian and not highest and d >= 16 and x.dtype is torch.float32
+    product = gaussian and d >= 16 and x.dtype is torch.float32 and bandwidth.shape[2] == 1
     dv = values_out.shape[2] if values_out is not None else 1
     if weight is not None and shift is None:  # then they are part of the exponents
         bias, weight = torch.log(weight) if bias is None else bias + torch.log(weight), None
     centre = x.new_zeros(1, dtype=torch.float64)
     if m and (product or (relative and not direct)):
-        centre = torch.nan_to_num(data.double().mean(1), posinf=0.0, neginf=0.0, nan=0.0)
+        mean = data.double().mean(1)
+        centre = torch.nan_to_num(mean.float().double() if product else mean, posinf=0.0, neginf=0.0, nan=0.0)
     marks = highest and x.dtype is torch.float32
     doubt = torch.empty((batch, n) if marks else (1,), dtype=torch.int8, device=x.device)
     along = DATUM if bandwidth.shape[2] != 1 else QUERY if bandwidth.shape[1] != 1 else ONE
@@ -301,7 +324,7 @@ def kde_sums(
     least = -(2**63)
 
     def launch(wide: bool, again: bool) -> None:
-        chosen = configuration("kde_products" if product else "kde", torch.float64 if wide else torch.float32)
+        chosen = configuration("kde_products" if product and not again else "kde", torch.float64 if wide else torch.float32)
         width = min(64, max(16, triton.next_power_of_2(dv)))
         grid = (triton.cdiv(n, chosen.block), triton.cdiv(dv, width), batch)
         kde_kernel[grid](
@@ -309,8 +332,9 @@ def kde_sums(
             log_sum, none_if[3], none_if[4], none_if[5], doubt, n, m, d, dv, 0 if exclude == least else exclude,
             KERNEL=kernel, WIDE=wide, VALUES=kind.value, PER=along.value, BIAS=bias is not None,
             WEIGHT=weight is not None, FIXED=shift is not None, EXCLUDE=exclude != least, SQUARE=square is not None,
-            DELTA=delta is not None, PRODUCT=product, DIRECT=direct, MARK=marks and not again, AGAIN=again,
-            BLOCK=chosen.block, BM=chosen.columns, BK=16, BV=width, **chosen.options,
+            DELTA=delta is not None, PRODUCT=product and not again, DIRECT=direct, MARK=marks and not again, AGAIN=again,
+            BLOCK=chosen.block, BM=chosen.columns, BK=16, BV=width,
+            SPLIT="bf16x6" if x.is_cuda else "ieee", **chosen.options,
         )  # fmt: skip
 
     with launching(x):
