@@ -324,7 +324,8 @@ def kde_sums(
     least = -(2**63)
 
     def launch(wide: bool, again: bool) -> None:
-        chosen = configuration("kde_products" if product and not again else "kde", torch.float64 if wide else torch.float32)
+        products = product and not again
+        chosen = configuration("kde_products" if products else "kde", torch.float64 if wide else torch.float32)
         width = min(64, max(16, triton.next_power_of_2(dv)))
         grid = (triton.cdiv(n, chosen.block), triton.cdiv(dv, width), batch)
         kde_kernel[grid](
@@ -332,7 +333,7 @@ def kde_sums(
             log_sum, none_if[3], none_if[4], none_if[5], doubt, n, m, d, dv, 0 if exclude == least else exclude,
             KERNEL=kernel, WIDE=wide, VALUES=kind.value, PER=along.value, BIAS=bias is not None,
             WEIGHT=weight is not None, FIXED=shift is not None, EXCLUDE=exclude != least, SQUARE=square is not None,
-            DELTA=delta is not None, PRODUCT=product and not again, DIRECT=direct, MARK=marks and not again, AGAIN=again,
+            DELTA=delta is not None, PRODUCT=products, DIRECT=direct, MARK=marks and not again, AGAIN=again,
             BLOCK=chosen.block, BM=chosen.columns, BK=16, BV=width,
             SPLIT="bf16x6" if x.is_cuda else "ieee", **chosen.options,
         )  # fmt: skip
