@@ -478,7 +478,6 @@ def _kde_case(name: str, call: Callable[..., Tensor], dim: int, kernel: str, **s
             gentle=functools.partial(_gentle_cloud, h=6.0 if kernel in ("epanechnikov", "linear") else 1.3),
             gradients=(0, 1, 2),
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
             **{"order": order, "flops": 500 * (2.0 * dim + 20.0), **settings},
         )
     )
