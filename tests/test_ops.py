@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from conftest import BACKENDS
+from sde_calls import step_arguments
 from torch import Tensor
 
 import fokker
@@ -189,6 +190,8 @@ def registration_arguments(name: str):
     }
     if name.startswith("kde_"):
         return density_arguments(name, unit)
+    if name.startswith("sde_"):
+        return step_arguments(name)
     if name in special:
         return special[name]
     return (k / 2, 5) if name.startswith("vmf_") else (k, 2 * k)

@@ -1,8 +1,13 @@
 // The _cpu module: every op's binding over the CPU launchers.
 #include "bind/kde_ops.h"
 #include "bind/ops.h"
+#include "bind/particle_ops.h"
+#include "bind/sde_ops.h"
 #include "cpu/backend.h"
 #include "cpu/kde.h"
+#include "cpu/limits.h"
+#include "cpu/particles.h"
+#include "cpu/sde.h"
 
 namespace {
 
@@ -66,6 +71,12 @@ struct Cpu {
   }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard&) { cpu::kde_sums<T>(s); }
   static void random_fill(const fokker::RandomPlan& p, Guard&) { cpu::random_fill(p); }
+  static constexpr bool folds = true;
+  static constexpr int sde_tile = 0;
+  static std::int64_t sde_workspace(const fokker::AffinePlan&) { return 0; }
+  static void sde_run(const fokker::AffinePlan& p, Guard&) { cpu::sde_run(p); }
+  static void resample(const fokker::ResamplePlan& p, Guard&) { cpu::resample(p); }
+  static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }
 };
 
 }  // namespace
@@ -74,7 +85,11 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   m.doc() = "fokker's CPU kernels; called through the public functions, which check and promote.";
   fokker::bind::bind_ops<Cpu>(m);
   fokker::bind::bind_kde_ops<Cpu>(m);
+  fokker::bind::bind_sde_ops<Cpu>(m);
+  fokker::bind::bind_particle_ops<Cpu>(m);
   m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
+  m.def("spin", [](bool exponentials, bool wide, std::int64_t n) { return wide ? FK_PER_ISA(spin, double)(exponentials, n) : FK_PER_ISA(spin, float)(exponentials, n); },
+        pybind11::arg("exponentials"), pybind11::arg("wide"), pybind11::arg("n"));
   m.def("isa", &cpu::isa_name);
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"));
   cpu::active_isa();  // a wrong FOKKER_CPU_ISA fails the import, with its own words

@@ -1,7 +1,11 @@
 // Built twice: as _cuda over the GPU, and as _emu (FOKKER_EMU), where the same kernels run on the host.
 #include "bind/kde_ops.h"
 #include "bind/ops.h"
+#include "bind/particle_ops.h"
+#include "bind/sde_ops.h"
 #include "cuda/kernels.h"
+#include "cuda/particles.h"
+#include "cuda/sde_launch.h"
 
 namespace {
 
@@ -76,6 +80,16 @@ struct Cuda {
   }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard& g) { cuda::kde_sums<T>(s, g.stream); }
   static void random_fill(const fokker::RandomPlan& p, Guard& g) { cuda::random_fill(p, g.stream); }
+  static constexpr bool folds = false;
+  static constexpr int sde_tile = 2 * cuda::kSdeTileBlocks;  // of doubles, the shorter ones
+  static std::int64_t sde_workspace(const fokker::AffinePlan& p) { return cuda::sde_workspace(p); }
+  static void sde_run(const fokker::AffinePlan& p, Guard& g) {
+    if (p.task == fokker::SdeTask::step) cuda::sde_step(p, g.stream);
+    else if (p.task == fokker::SdeTask::vjp) cuda::sde_vjp(p, g.stream);
+    else cuda::sde_gram(p, g.stream);
+  }
+  static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
+  static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
 };
 
 }  // namespace
@@ -83,6 +97,8 @@ struct Cuda {
 PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cuda>(m);
   fokker::bind::bind_kde_ops<Cuda>(m);
+  fokker::bind::bind_sde_ops<Cuda>(m);
+  fokker::bind::bind_particle_ops<Cuda>(m);
   m.def("device_count", [] {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .. import _native
 from .benches import Bench, benches
 from .info import machine
 from .progress import progress
@@ -53,12 +54,15 @@ def measure(bench: Bench, rounds: int, target: float) -> dict[str, Any]:
         "elements": bench.elements,
         "bytes": bench.bytes,
         "flops": bench.flops,
+        "exps": bench.exps,
+        "wide": bench.wide,
         "note": bench.note,
     }
 
 
 def limits() -> dict[str, float]:
-    """What this machine can do, measured now: bytes copied a second (read and written), operations of a product."""
+    """What a core can do, measured now: bytes copied a second (read and written), operations of a product; our own
+    exponentials and multiply-adds (two operations each) out of registers."""
     a = torch.rand(1 << 24)
     b = torch.empty_like(a)
     m = torch.rand(1024, 1024)
@@ -70,12 +74,25 @@ def limits() -> dict[str, float]:
         start = time.perf_counter()
         m @ m
         best_product = min(best_product, time.perf_counter() - start)
-    return {"copy_bytes_per_s": 2 * a.nbytes / best_copy, "product_flops_per_s": 2 * 1024.0**3 / best_product}
+    found = {"copy_bytes_per_s": 2 * a.nbytes / best_copy, "product_flops_per_s": 2 * 1024.0**3 / best_product}
+    for wide in (False, True):
+        for exponentials, name, n in ((True, "exps", 1 << 22), (False, "fma_flops", 1 << 25)):
+            best = float("inf")
+            for _ in range(8):
+                start = time.perf_counter()
+                _native.cpu.spin(exponentials, wide, n)
+                best = min(best, time.perf_counter() - start)
+            found[f"{name}_per_s_float{64 if wide else 32}"] = (1 if exponentials else 2) * n / best
+    return found
 
 
 def roofline(row: dict[str, Any], limit: dict[str, float]) -> float | None:
-    """The share of the bound (bytes over the copy rate, operations over the product rate) that ours reaches."""
+    """The share of the bound that ours reaches: bytes over the copy rate, operations over the product rate, or, where
+    there are exponentials, those and the operations one after the other (they share the units)."""
     floor = max(row["bytes"] / limit["copy_bytes_per_s"], row["flops"] / limit["product_flops_per_s"])
+    if row["exps"]:
+        kind = f"per_s_float{64 if row['wide'] else 32}"
+        floor = row["exps"] / limit[f"exps_{kind}"] + row["flops"] / limit[f"fma_flops_{kind}"]
     ours = next(iter(row["seconds"].values()))
     return floor / ours if floor > 0 else None
 

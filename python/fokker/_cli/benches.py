@@ -26,10 +26,13 @@ class Bench:
     contenders: dict[str, Run]
     #: contender -> ratio asked for (at least)
     asked: dict[str, float] = field(default_factory=dict)
-    #: results of one run, for a rate; bytes moved and arithmetic operations, for the roofline
+    #: results of one run, for a rate; bytes moved, arithmetic operations and exponentials, for the roofline
     elements: int = 0
     bytes: int = 0
     flops: float = 0.0
+    exps: float = 0.0
+    #: the operations are float64's
+    wide: bool = False
     note: str = ""
 
 
@@ -335,6 +338,8 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     yield from _vmf()
     yield from _sampling()
     yield from _random()
+    from .benches_density import benches as density_benches
     from .benches_kde import benches as kde_benches
 
     yield from kde_benches()
+    yield from density_benches()

@@ -68,6 +68,7 @@ def benches() -> Iterator[Bench]:
             {"torch.compile": LOG_PROB[dim]},
             elements=pairs,
             flops=2.0 * dim * pairs,
+            exps=pairs,
             note="10,000 x 10,000 pairs; chunked product and log-sum-exp",
         )
         yield Bench(
@@ -79,6 +80,7 @@ def benches() -> Iterator[Bench]:
             {"flash attention (score)": SCORE[dim]},
             elements=pairs,
             flops=4.0 * dim * pairs,
+            exps=pairs,
         )
         yield from _backward(dim, x, y, h)
         yield from _slow(dim)
@@ -120,4 +122,12 @@ def _slow(dim: int) -> Iterator[Bench]:
     if dim < 100:
         contenders["SciPy logpdf"] = logpdf
         asked["SciPy logpdf"] = SCIPY[dim]
-    yield Bench(f"KDE log_prob float64, d={dim}", contenders, asked, elements=len(x) * _N)
+    yield Bench(
+        f"KDE log_prob float64, d={dim}",
+        contenders,
+        asked,
+        elements=len(x) * _N,
+        flops=2.0 * dim * len(x) * _N,
+        exps=len(x) * _N,
+        wide=True,
+    )

@@ -1,0 +1,144 @@
+"""Gaussian mixtures and pairwise statistics beside scikit-learn and dense PyTorch; two threads beside one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kde, mixture, pairwise
+from .benches import Bench, Run
+
+
+def benches() -> Iterator[Bench]:
+    """All of them; the dense opponents hold N x M arrays, which at these sizes fit in memory."""
+    yield from _threads()
+    yield from _mixtures()
+    yield from _pairwise()
+
+
+def _on(threads: int, run: Run) -> Run:
+    def go() -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(before)
+
+    return go
+
+
+def _threads() -> Iterator[Bench]:
+    for dim in (2, 16, 64):
+        g = torch.Generator().manual_seed(dim)
+        x, y = (torch.randn(10_000, dim, generator=g) for _ in range(2))
+        run = functools.partial(kde.log_prob, x, y, 0.5 * math.sqrt(dim))
+        yield Bench(
+            f"KDE log_prob float32 on two threads, d={dim}",
+            {"fokker": _on(2, run), "fokker on one": _on(1, run)},
+            {"fokker on one": 1.8},
+            elements=100_000_000,
+        )
+
+
+def _mixtures() -> Iterator[Bench]:
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        return
+    g = torch.Generator().manual_seed(5)
+    n, d, k = 16_384, 16, 64
+    x = torch.randn(n, d, generator=g, dtype=torch.float64)
+    weights = torch.softmax(torch.randn(k, generator=g, dtype=torch.float64), 0)
+    means = torch.randn(k, d, generator=g, dtype=torch.float64)
+    root = torch.randn(k, d, d, generator=g, dtype=torch.float64) / 4 + torch.eye(d, dtype=torch.float64)
+    diagonal = 0.5 + torch.rand(k, d, generator=g, dtype=torch.float64)
+    full = root @ root.mT
+    for kind, covariances in (("full", full), ("diag", diagonal)):
+        theirs = GaussianMixture(k, covariance_type=kind)
+        theirs.weights_, theirs.means_ = weights.numpy(), means.numpy()
+        theirs.covariances_ = covariances.numpy()
+        precision = torch.linalg.inv(torch.linalg.cholesky(full)).mT if kind == "full" else diagonal.rsqrt()
+        theirs.precisions_cholesky_ = precision.numpy()
+        ours = mixture.Mixture(means, covariances, weights, kind)
+        points = x.numpy()
+        agree = np.abs(theirs.score_samples(points) - mixture.log_prob(x, ours).numpy()).max()
+        if not agree < 1e-9:
+            raise AssertionError(f"the two mixtures differ by {agree}")
+        yield Bench(
+            f"Gaussian mixture log_prob float64, {kind}, 16,384 x 16, 64 components",
+            {
+                "fokker": functools.partial(mixture.log_prob, x, ours),
+                "scikit-learn": functools.partial(theirs.score_samples, points),
+            },
+            elements=n,
+        )
+
+
+def _gaussian_mean(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return torch.exp(torch.cdist(x, y).square() * scale).mean()
+
+
+def _dense_sinkhorn(x: Tensor, y: Tensor, epsilon: float, iterations: int) -> Tensor:
+    cost = 0.5 * torch.cdist(x, y).square() / epsilon
+    f, g = torch.zeros(len(x)), torch.zeros(len(y))
+    for _ in range(iterations):
+        f = math.log(len(y)) - torch.logsumexp(g - cost, 1)
+        g = math.log(len(x)) - torch.logsumexp(f[:, None] - cost, 0)
+    return epsilon * (f.mean() + g.mean())
+
+
+def _pairwise() -> Iterator[Bench]:
+    g = torch.Generator().manual_seed(6)
+    x, y = (torch.randn(4096, 16, generator=g) for _ in range(2))
+    h = 4.0
+
+    def dense_mmd2() -> Tensor:
+        scale = -0.5 / h**2
+        return _gaussian_mean(x, x, scale) + _gaussian_mean(y, y, scale) - 2 * _gaussian_mean(x, y, scale)
+
+    yield Bench(
+        "mmd2 float32, 4,096 + 4,096 x 16",
+        {"fokker": functools.partial(pairwise.mmd2, x, y, bandwidth=h), "torch, dense": dense_mmd2},
+        elements=3 * 4096**2,
+    )
+
+    def dense_energy(a: Tensor, b: Tensor, mode: str) -> Tensor:
+        distance = functools.partial(torch.cdist, compute_mode=mode)
+        return 2 * distance(a, b).mean() - distance(a, a).mean() - distance(b, b).mean()
+
+    wide = x.double(), y.double(), "donot_use_mm_for_euclid_dist"
+    yield Bench(
+        "energy_distance float32, 4,096 + 4,096 x 16",
+        {
+            "fokker": functools.partial(pairwise.energy_distance, x, y),
+            "torch, dense, by differences in float64": functools.partial(dense_energy, *wide),
+            "torch, dense": functools.partial(dense_energy, x, y, "use_mm_for_euclid_dist_if_necessary"),
+        },
+        elements=3 * 4096**2,
+        note="fokker's distances are sums of differences in float64; torch's default loses half of the digits",
+    )
+    ensemble, seen = torch.randn(20_000, 50, generator=g), torch.randn(20_000, generator=g)
+
+    def dense_crps() -> Tensor:
+        spread = (ensemble[:, :, None] - ensemble[:, None, :]).abs().sum((1, 2)) / (2 * 50 * 49)
+        return (ensemble - seen[:, None]).abs().mean(1) - spread
+
+    yield Bench(
+        "crps (fair) float32, 20,000 ensembles of 50",
+        {"fokker": functools.partial(pairwise.crps, ensemble, seen), "torch, dense": dense_crps},
+        elements=20_000,
+    )
+    a, b = x[:2048], y[:2048]
+    solve = functools.partial(pairwise.sinkhorn, a, b, epsilon=2.0, iterations=20, tolerance=0.0)
+    yield Bench(
+        "sinkhorn float32, 2,048 x 2,048 x 16, 20 iterations",
+        {"fokker": solve, "torch, dense": functools.partial(_dense_sinkhorn, a, b, 2.0, 20)},
+        elements=40 * 2048**2,
+    )

@@ -1,0 +1,174 @@
+"""Affine and exponential steps of SDE samplers in Triton: the formulas of csrc/math/sde_update.h.
+
+A lane makes one Philox block and the four elements (float64: two) that it belongs to: reads the state and the terms
+once, writes each result once. Operands that are not contiguous are copied first, the only kernel of the family that
+does; inner products are taken by torch from the operands and from noise made again.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..reference import sde as reference
+from . import random
+from .configurations import configuration
+from .elementary import const, exp, mad
+from .random import NORMAL, numbers_of
+from .strided import launching, load, store
+
+TERMS = 8
+
+
+@triton.jit
+def coefficient(table, at, has_row, mask):
+    """A coefficient of each lane's sample; nan where the row does not exist."""
+    c = tl.load(table + at, mask=mask & has_row, other=0.0)
+    return tl.where(has_row, c, float("nan"))
+
+
+@triton.jit
+def step_element(
+    x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, clip, z, at, mask,
+    K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr
+):  # fmt: skip
+    """The results of one element a lane."""
+    u = load(x, at, mask, 0.0)
+    for r in tl.static_range(R):
+        row = base + r * row_stride
+        total = coefficient(table, row, has_row, mask).to(u.dtype)
+        if not EXPONENTIAL:
+            total = total * u
+        for k in tl.static_range(K):
+            v = load(
+                m1 if k == 0 else m2 if k == 1 else m3 if k == 2 else m4 if k == 3 else m5 if k == 4 else m6 if k == 5
+                else m7 if k == 6 else m8, at, mask, 0.0,
+            ).to(u.dtype)  # fmt: skip
+            if CLIPPED and k == 0:
+                last = row + (K + 1 + NOISY) * column_stride
+                p = coefficient(table, last, has_row, mask)
+                q = coefficient(table, last + column_stride, has_row, mask)
+                bound = const(u, 1.0) * clip
+                raw = mad(q, v, p * u)
+                raw = tl.where(raw < -bound, -bound, raw)
+                v = tl.where(raw > bound, bound, raw)
+            total = mad(coefficient(table, row + (k + 1) * column_stride, has_row, mask), v, total)
+        if NOISY:
+            total = mad(coefficient(table, row + (K + 1) * column_stride, has_row, mask), z, total)
+        if EXPONENTIAL:
+            total = u * exp(total)
+        store(o1 if r == 0 else o2 if r == 1 else o3, at, total, mask)
+
+
+@triton.jit
+def affine_kernel(
+    x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, row_at, seed_at, step_at, ids, batch, blocks, first_block,
+    shift, n, steps, row, step_stride, sample_stride, row_stride, column_stride, seed, counter1, first_id, clip,
+    K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr,
+    WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One lane a Philox block; ROW, SEED, STEP, IDS: read from memory."""
+    t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = t < batch * blocks
+    b = t // blocks
+    block = first_block + t % blocks
+    if ROW:
+        row = tl.load(row_at)
+    has_row = (tl.zeros([BLOCK], tl.int64) + row < steps) & (tl.zeros([BLOCK], tl.int64) + row >= 0)
+    base = row * step_stride + b * sample_stride
+    per: tl.constexpr = 2 if WIDE else 4
+    z0 = tl.zeros([BLOCK], tl.float64 if WIDE else tl.float32)
+    z1 = z0
+    z2 = z0
+    z3 = z0
+    if NOISY:
+        if SEED:
+            seed = tl.load(seed_at)
+        if STEP:
+            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
+        if IDS:
+            sample = tl.load(ids + b, mask=mask, other=0)
+        else:
+            sample = first_id + b
+        low = (sample & 0xFFFFFFFF).to(tl.uint32)
+        high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
+        c1 = tl.zeros([BLOCK], tl.int64) + counter1
+        z0, z1, z2, z3 = numbers_of(
+            seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32), low, high, NORMAL, WIDE
+        )
+    first = block * per - shift
+    for j in tl.static_range(per):
+        i = first + j
+        inside = mask & (i >= 0) & (i < n)
+        step_element(
+            x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, clip,
+            z0 if j == 0 else z1 if j == 1 else z2 if j == 2 else z3, b * n + i, inside,
+            K, R, NOISY, EXPONENTIAL, CLIPPED,
+        )  # fmt: skip
+
+
+def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[Tensor, ...]:
+    """The results of a step, then the inner products; the arguments are those of `_sde_ops.AFFINE`."""
+    x, table = args[0], args[1]
+    terms = [t for t in args[2 : 2 + TERMS] if t is not None]
+    row_tensor, seed, step, ids, row, noisy, seed_value, step_value, stream, first, offset, exponential, clip = args[10:]
+    wide = x.dtype is torch.float64
+    dense = [t.contiguous() for t in (x, *terms)]
+    dtypes = [x.dtype if out is None else out[r].dtype for r in range(results)]
+    if dots:  # which are of the result before it is rounded
+        dtypes[0] = reference.arithmetic(x.dtype)
+    found = [torch.empty_like(dense[0], dtype=dtype) for dtype in dtypes]
+    batch = x.shape[0]
+    n = x.numel() // max(batch, 1)
+    if x.numel():
+        stepped = row_tensor is not None or row >= 0
+        strides = table.stride()
+        inner = table.shape[1:] if stepped else table.shape
+        by_sample = len(inner) > (2 if results > 1 else 1)
+        per = 2 if wide else 4
+        shift = offset if noisy else 0
+        first_block = shift // per
+        blocks = (shift + n + per - 1) // per - first_block
+        chosen = configuration("random", torch.float64 if wide else torch.float32)
+        # what a program does not use still wants a pointer
+        slots = dense[1:] + [dense[0]] * (TERMS - len(terms))
+        outs = found + [found[0]] * (3 - results)
+        with launching(x):
+            affine_kernel[(triton.cdiv(batch * blocks, chosen.block),)](
+                dense[0], *slots, *outs, table, *(table if t is None else t for t in (row_tensor, seed, step, ids)),
+                batch, blocks, first_block, shift, n, table.shape[0] if stepped else 1, max(row, 0) if stepped else 0,
+                strides[0] if stepped else 0, strides[stepped] if by_sample else 0, strides[-2] if results > 1 else 0,
+                strides[-1], seed_value, step_value | stream << 24, first, 0.0 if clip is None else clip,
+                K=len(terms), R=results, NOISY=noisy, EXPONENTIAL=exponential, CLIPPED=clip is not None, WIDE=wide,
+                ROW=row_tensor is not None, SEED=noisy and seed is not None, STEP=noisy and step is not None,
+                IDS=noisy and ids is not None, BLOCK=chosen.block, **chosen.options,
+            )  # fmt: skip
+    products: tuple[Tensor, ...] = ()
+    if dots:
+        products = (_products(dense, table, found[0], results, row_tensor, row, noisy, args, clip),)
+    shaped: list[Tensor] = []
+    for r, y in enumerate(found):
+        to = torch.empty_like(x) if out is None else out[r]
+        same = out is None and to.stride() == y.stride() and to.dtype is y.dtype
+        shaped.append(y if same else to.copy_(y))
+    return (*shaped, *products)
+
+
+def _products(
+    dense: list[Tensor], table: Tensor, y: Tensor, results: int, row_tensor: Any, row: int, noisy: bool, args: Any, clip: Any
+) -> Tensor:
+    wide = reference.arithmetic(dense[0].dtype)
+    u, *used = (t.to(wide) for t in dense)
+    if clip is not None:
+        stepped = row_tensor if row_tensor is not None else row if row >= 0 else None
+        rows = reference.coefficient_rows(table, stepped, results)[:, 0]
+        p, q = (c.reshape(-1, *(1,) * (u.dim() - 1)) for c in (rows[:, -2], rows[:, -1]))
+        used[0] = (p * u + q * used[0]).clamp(-clip, clip)
+    z = []
+    if noisy:
+        seed, step, ids, _, _, seed_value, step_value, stream, first, offset = args[11:21]
+        like = torch.empty(0, dtype=wide, device=u.device)
+        z = [random.fill(like, seed, step, ids, NORMAL.value, u.shape, seed_value, step_value, stream, first, offset)]
+    return reference.inner_products([y.to(wide) - u, *used, *z])
