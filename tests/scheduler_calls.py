@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import sys
 from typing import Any
 
@@ -11,9 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from fokker import schedulers
+
 diffusers = pytest.importorskip("diffusers")
 
+NAMES = [name for name in schedulers.__all__ if name.endswith("Scheduler")]
+if importlib.util.find_spec("torchsde") is None:
+    NAMES.remove("DPMSolverSDEScheduler")
 SHAPE = (2, 3, 4, 4)
+#: what diffusers' own code warns of, for pytest.mark.filterwarnings
+QUIET = (
+    "ignore:.*:DeprecationWarning:diffusers",
+    "ignore:.*__array:DeprecationWarning",
+    "ignore:.*is deprecated:FutureWarning:diffusers",
+)
 #: Stable Diffusion's schedule
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 V_TRAILING = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
@@ -57,10 +69,8 @@ def widened(scheduler: Any) -> Any:
 
 def pair(name: str, config: dict[str, Any], steps: int | None, **timesteps: Any) -> tuple[Any, Any]:
     """diffusers' scheduler and ours, ready to step."""
-    import fokker.schedulers as ours
-
     found = []
-    for module in (diffusers, ours):
+    for module in (diffusers, schedulers):
         scheduler = getattr(module, name)(**config)
         if steps is not None or timesteps:
             scheduler.set_timesteps(steps, **timesteps)
@@ -106,3 +116,21 @@ def follow(
             worst = [max(worst[0], far(c, a)), max(worst[1], far(b, a))]
         states = [o[1] for o in outputs]
     return worst[0], worst[1]
+
+
+def config_of(name):
+    return {} if name.startswith("FlowMatch") else SD
+
+
+def make(name, steps=6, **config):
+    scheduler = getattr(schedulers, name)(**(config or config_of(name)))
+    scheduler.set_timesteps(steps)
+    scheduler.is_scale_input_called = True
+    return scheduler
+
+
+def run(scheduler, x, outputs=lambda m: m, **step):
+    for k, t in enumerate(scheduler.timesteps):
+        m = outputs(normals(*SHAPE, seed=k))[: len(x)].to(x)
+        x = scheduler.step(m, t, x, return_dict=False, **step)[0]
+    return x

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
-from scheduler_calls import SD, V_TRAILING, far, follow, normals, pair  # noqa: E402
+from scheduler_calls import QUIET, SD, V_TRAILING, far, follow, normals, pair  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:diffusers", "ignore:.*__array:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(*QUIET)
 
 TOLERANCE = 1e-6
 

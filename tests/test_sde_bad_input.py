@@ -60,7 +60,7 @@ def test_values_of_a_run(more, text):
         ({"sampler": sde.GeometricStep()}, "GeometricStep takes a GeometricBrownian process, got VP"),
         ({"sampler": sde.FlowWindow()}, "FlowWindow takes a RectifiedFlow process, got VP"),
         ({"sampler": sde.InterpolantStep()}, "InterpolantStep takes a StochasticInterpolant, got VP"),
-        ({"sampler": sde.Unmask()}, "Unmask takes an Absorbing process, got VP"),
+        ({"sampler": sde.Unmask(), "shape": (3, 2)}, "Unmask takes an Absorbing process, got VP"),
     ],
 )
 def test_types_of_a_run(more, text):
@@ -189,9 +189,18 @@ def test_what_cannot_be_made(make, text):
 def test_interpolants_need_a_start_and_a_vanishing_epsilon():
     p = sde.StochasticInterpolant()
     pair = lambda x, t: (x, x)  # noqa: E731
-    with pytest.raises(ValueError, match="start must be given: samples of the law at time 0"):
+    with pytest.raises(ValueError, match="start must be given: samples of the law that the interpolant starts from"):
         run(sde.InterpolantStep(), p, lambda x, t: x)
-    with pytest.raises(ValueError, match="epsilon is 0.5 at time 0, where gamma = 0: use proportional=True"):
+    with pytest.raises(ValueError, match="start must be given: samples of the law at time 1, which is no prior"):
+        run(sde.InterpolantStep(backward=True), sde.StochasticInterpolant(one_sided=True), lambda x, t: x)
+    with pytest.raises(ValueError, match="no prior of its own"):
+        p.prior_log_prob(torch.zeros(3, 2))
+    one = sde.StochasticInterpolant(one_sided=True)
+    start = one.prior_sample(3, (2,), seed=0)
+    torch.testing.assert_close(one.prior_log_prob(start), sde.VP().prior_log_prob(start))
+    x = run(sde.InterpolantStep(), one, lambda x, t: x)  # dx/dt = x
+    torch.testing.assert_close(x, 1.2**5 * start)
+    with pytest.raises(ValueError, match=r"epsilon is 0\.5 at time 0, where gamma = 0: use proportional=True"):
         run(sde.InterpolantStep(0.5), p, pair, start=torch.zeros(3, 2))
     x = run(sde.InterpolantStep(0.5, proportional=True), p, pair, start=torch.ones(3, 2))
     assert bool(x.isfinite().all())
@@ -199,6 +208,17 @@ def test_interpolants_need_a_start_and_a_vanishing_epsilon():
         run(sde.InterpolantStep(), p, lambda x, t: x, start=torch.zeros(3, 2), steps=None, times=[1.0, 0.0])
     with pytest.raises(ValueError, match="the model returns one tensor, and the sampler reads two"):
         run(sde.InterpolantStep(0.5, proportional=True), p, lambda x, t: x, start=torch.ones(3, 2))
+
+
+def test_options_without_effect_are_refused():
+    for sampler, process, more in (
+        (sde.ProbabilityFlow(), VP, {"guidance": 2.0, "guide": MODEL}),
+        (sde.ProbabilityFlow(), VP, {"callback": print, "clip": 1.0}),
+        (sde.Unmask(), sde.Absorbing(3), {"prediction": "x0"}),
+        (sde.Unmask(), sde.Absorbing(3), {"noise": "brownian", "check_finite": True}),
+    ):
+        with pytest.raises(ValueError, match=f"{type(sampler).__name__} does not take {', '.join(sorted(more))}"):
+            run(sampler, process, MODEL, **more)
 
 
 def test_restart_without_history():

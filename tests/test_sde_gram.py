@@ -12,6 +12,8 @@ from fokker._sde_step import affine_step, gram
 
 NATIVE = [b for b in BACKENDS if b in ("cpu", "cuda", "emu")]
 SHAPES = [(3,), (5, 1), (4, 7), (2, 3, 24, 43), (3, 20, 9, 11), (2, 130, 5, 6)]
+#: for the emulator, which takes a few microseconds a thread
+SMALL = [(5, 1), (4, 7), (2, 3, 4, 9)]
 
 
 def device_of(backend):
@@ -39,7 +41,7 @@ def test_products_are_exact_sums(backend):
         (torch.float32, torch.float64, torch.bfloat16), (1, 2, 4, 9), (False, True), (False, True)
     ):
         wide = torch.float64 if dtype is torch.float64 else torch.float32
-        for shape in SHAPES if backend != "emu" else SHAPES[:4]:
+        for shape in SHAPES if backend != "emu" else SMALL:
             vectors = vectors_of(shape, count, dtype, device, last)
             place = {"seed": 11, "step": 2, "stream": 1, "element_offset": 1, "sample_ids": 5} if noisy else {}
             with fokker.use_backend(backend):
@@ -49,14 +51,15 @@ def test_products_are_exact_sums(backend):
             assert got.dtype is torch.float64 and got.shape == (shape[0], count + noisy, count + noisy)
             assert torch.equal(got, got.mT)
             bound = 1e-6 if backend == "reference" and noisy else 1e-14
-            assert ((got.cpu() - want).abs() <= bound * size[:, :, None] * size[:, None, :] + 1e-300).all(), (dtype, shape)
+            limit = bound * size[:, :, None] * size[:, None, :]
+            assert ((got.cpu() - want).abs() <= limit).all(), (dtype, shape)
 
 
 @pytest.mark.parametrize("backend", NATIVE)
 def test_a_step_carries_the_same_products(backend):
     """Of [y - x, m, z] with y the step's own result; to the rounding of one float32 subtraction, and no more."""
     device = device_of(backend)
-    for shape in SHAPES:
+    for shape in SHAPES if backend != "emu" else SMALL:
         for settings in ({"seed": 3}, {"seed": 3, "exponential": True}, {"clip": 0.7, "seed": 3}, {}):
             x, m1, m2 = vectors_of(shape, 3, torch.float32, device)
             columns = 3 + ("seed" in settings) + 2 * ("clip" in settings)
@@ -74,7 +77,7 @@ def test_a_step_carries_the_same_products(backend):
 @pytest.mark.parametrize("backend", NATIVE)
 def test_bits_do_not_depend_on_batch_or_repetition(backend):
     device = device_of(backend)
-    for shape in ((6, 5), (6, 3, 40, 50), (6, 20000)):
+    for shape in ((6, 5), (6, 3, 4, 5), (6, 40 if backend == "emu" else 20000)):
         vectors = vectors_of(shape, 3, torch.float32, device)
         with fokker.use_backend(backend):
             whole = gram(vectors, seed=1)
@@ -99,7 +102,7 @@ def test_bits_do_not_depend_on_threads():
 
 @pytest.mark.skipif("emu" not in BACKENDS, reason="the emulator is not built (FOKKER_EMU=ON)")
 def test_order_of_the_cuda_threads_does_not_matter():
-    vectors = vectors_of((2, 3, 50, 40), 2, torch.float32, "cpu")
+    vectors = vectors_of((1, 3, 50, 40), 1, torch.float32, "cpu")
     try:
         with fokker.use_backend("emu"):
             results = []

@@ -293,7 +293,7 @@ def test_order_in_variance(process, name):
     assert slope(errors) > order, errors
 
 
-# ---- samples ----------------------------------------------------------------------------------------------------------
+# ---- samples --------------------------------------------------------------------------------------------------------
 EVERY = {
     "Euler-Maruyama": sde.EulerMaruyama(),
     "reverse diffusion": sde.ReverseDiffusion(),

@@ -64,7 +64,7 @@ def test_prediction_types(prediction):
 
 
 def test_hutchinson_is_unbiased():
-    """128 probes, each averaged over: within five of their standard errors of the truth (6e-7 false alarms a sample)."""
+    """128 probes: their mean is within five standard errors of the truth (6e-7 false alarms a sample)."""
     p = PROCESSES["vp"]
     x, truth = data(p, 3)
     many = x.repeat_interleave(128, 0)

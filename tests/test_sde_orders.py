@@ -24,7 +24,7 @@ PROCESSES = {
     "edm": sde.EDM(0.1, 3.0),
     "flow": sde.RectifiedFlow(t_min=0.1, t_max=0.8),
 }
-EXACT = sde.ProbabilityFlow(1e-12, 1e-12)
+EXACT = sde.ProbabilityFlow(1e-10, 1e-10)
 
 
 @functools.cache

@@ -34,9 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "family",
         nargs="?",
-        choices=("vmf", "kde"),
+        choices=("vmf", "kde", "sde"),
         default="vmf",
-        help="vmf: fits, mixtures and outlier scores (default); kde: denoising, memorised digits, regimes",
+        help="vmf: fits, mixtures and outlier scores (default); kde: denoising, memorised digits, regimes; "
+        "sde: digits from noise by eight samplers",
     )
     demo.add_argument("--out", metavar="FOLDER", default="fokker-demo", help="where the pictures go")
     demo.add_argument("--seed", type=int, default=0)
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ._cli.bench import run
     elif args.family == "kde":
         from ._cli.demo_kde import run
+    elif args.family == "sde":
+        from ._cli.demo_sde import run
     else:
         from ._cli.demo import run
     return run(args)

@@ -1,4 +1,4 @@
-"""The rows of `fokker.sde`'s kernels in the table of ops (`fokker.cases`, which hands in its `Case`, `add` and HALF)."""
+"""The rows of `fokker.sde`'s kernels in the table of ops (`fokker.cases` hands in its `Case`, `add` and HALF)."""
 
 from __future__ import annotations
 

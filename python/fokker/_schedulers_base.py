@@ -19,14 +19,16 @@ except ImportError as error:
     raise ImportError(f"fokker.schedulers needs diffusers: pip install fokker[diffusers] ({error})") from error
 
 
+_HALF = frozenset({torch.float16, torch.bfloat16})
+
+
 class Noise:
     """Where the noise of a run comes from: a key, the samples' ids, and the number of the next draw."""
 
-    def __init__(self, seed: int | Tensor, generator: Any, **place: Any) -> None:
-        self.generator = generator
+    def __init__(self, seed: int | Tensor, generator: Any, *, fixed: bool = False, **place: Any) -> None:
+        self.generator, self.fixed = generator, fixed
         self.place = {"seed": seed, **place}
         self.next: int | None = None
-        self.fixed = generator is _FIXED
 
     def draw(self, step: int) -> dict[str, Any]:
         if "step" in self.place:
@@ -34,9 +36,6 @@ class Noise:
         number = step if self.next is None else self.next
         self.next = number + 1
         return {**self.place, "step": number}
-
-
-_FIXED = object()
 
 
 def _draw(generator: torch.Generator | None, home: torch.device, limit: int) -> Tensor:
@@ -49,8 +48,13 @@ class Fused:
 
     _plan: Plan | None = None
     _noise: Noise | None = None
+    _count = 0  # of the draws whose place in the schedule is not known on the host
     #: False leaves ``pred_original_sample`` away (None) and so saves writing it
     want_original_sample = True
+    #: True keeps a float32 copy of a float16 or bfloat16 state from step to step, and hands out its rounding: the next
+    #: step starts from the copy if it is given the very tensor that the step before returned, unchanged
+    master_state = False
+    _master: tuple[Tensor, int, Tensor] | None = None
 
     def set_noise(
         self,
@@ -69,10 +73,14 @@ class Fused:
         if seed is None:
             self._noise = None
             return
-        place = {"stream": stream, "sample_ids": sample_ids, "element_offset": element_offset}
-        if step is not None:
-            place["step"] = step
-        self._noise = Noise(seed, _FIXED, **place)
+        given = {
+            "stream": stream or None,
+            "sample_ids": sample_ids,
+            "element_offset": element_offset or None,
+            "step": step,
+        }
+        place = {k: v for k, v in given.items() if v is not None}
+        self._noise = Noise(seed, None, fixed=True, **place)
 
     def _draw_noise(self, sample: Tensor, step: int, generator: Any, seed: Any) -> dict[str, Any]:
         if seed is not None:
@@ -118,11 +126,20 @@ class Fused:
         if self._needs_timesteps and getattr(self, "num_inference_steps", None) is None:
             raise ValueError(f"{type(self).__name__}: call set_timesteps before step or scale_model_input")
         plan = Plan(getattr(self, self._source), self.timesteps, self._internal_dict)
+        for stage in self._stages:
+            sigma = self._input_sigma(plan, stage)
+            factors = 1 / np.sqrt(sigma * sigma + 1)
+            plan.scales[stage] = (factors.tolist(), Table(factors[:, None]))
         for key in [*self._defaults(plan), *self._asked]:
             plan.tables[key] = self._make(plan, key)
+        if not self.timesteps.is_cpu:  # copied now, not at the first step (which may be captured in a graph)
+            like = torch.empty(0, device=self.timesteps.device)
+            for table in plan.tables.values():
+                table.on(like)
         self._plan = plan
         return plan
 
+    _stages: tuple[int, ...] = ()  # those with a scale of the model's input
     _asked: tuple[tuple[Any, ...], ...] = ()  # the tables that runs asked for beside the default ones
 
     def _defaults(self, plan: Plan) -> list[tuple[Any, ...]]:
@@ -149,6 +166,8 @@ class Fused:
         reason="tables for other than default arguments are made outside: take one such step before compiling"
     )
     def _ask(self, plan: Plan, key: tuple[Any, ...]) -> Table:
+        if len(plan.tables) > 100:  # arguments that change at every step
+            plan.tables.clear()
         found = plan.tables[key] = self._make(plan, key)
         self._asked = (*self._asked[-15:], key)
         return found
@@ -158,12 +177,26 @@ class Fused:
         rest: tuple[Tensor, ...] = (), noise: dict[str, Any] = NO_NOISE, low: tuple[int, ...] = (),
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The table's results by one pass; by two and the quantile where x0 is thresholded dynamically."""
+        if self.master_state and sample.dtype in _HALF and not _is_compiling():
+            found = self._advance(plan, table, row, self._kept(sample), model_output, rest, noise, (0, *low))
+            half = [y.to(sample.dtype) if r == 0 or r in low else y for r, y in enumerate(found)]
+            self._master = (half[0], half[0]._version, found[0])
+            return tuple(half)
         if plan.apart:
             x0 = advance(table.conversion, row, sample, model_output, (model_output,), NO_NOISE, None, low)[0]
             terms = (self._threshold_sample(x0), model_output, *rest)
             return advance(table, row, sample, model_output, terms, noise, None, low)
         terms = (model_output, *rest) if plan.clip is None else (model_output, model_output, *rest)
         return advance(table, row, sample, model_output, terms, noise, plan.clip, low)
+
+    def _kept(self, sample: Tensor) -> Tensor:
+        """The state that a later stage starts from: with ``master_state`` in float32, as the step before left it."""
+        if not self.master_state or sample.dtype not in _HALF:
+            return sample
+        master = self._master
+        if master is not None and master[0] is sample and master[1] == sample._version:
+            return master[2]
+        return sample.float()
 
     def _at(self, plan: Plan, timestep: Any) -> int:
         """The step's index, found from the timestep where a run begins."""
@@ -183,13 +216,10 @@ class Fused:
 
     def _scaled_input(self, plan: Plan, i: int, sample: Tensor, stage: int = 1) -> Tensor:
         """The sample over sqrt(sigma^2 + 1), what models of Karras' coordinates see."""
-        scale = plan.scales.get(stage)
-        if scale is None:
-            sigma = self._input_sigma(plan, stage)
-            scale = plan.scales[stage] = Table((1 / np.sqrt(sigma * sigma + 1))[:, None])
+        factors, table = plan.scales[stage]
         if _is_compiling() and sample.is_floating_point():  # i may be symbolic: reading it here would compile anew
-            return affine_step(sample, (), scale.on(sample), row=i)
-        return sample * scale.wide[i].item()
+            return affine_step(sample, (), table.on(sample), row=i)
+        return sample * factors[i]
 
     def _input_sigma(self, plan: Plan, stage: int) -> np.ndarray:
         return plan.values
@@ -201,7 +231,37 @@ class Fused:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}
+        noise = self._noise
+        kept = noise if noise is not None and noise.fixed else None
+        return {**self.__dict__, "_plan": None, "_master": None, "_noise": kept}
+
+
+class ByIndex(Fused):
+    """Steps in the order of a schedule of sigmas, found from the timestep once."""
+
+    def _blend(self, plan: Plan) -> tuple[Any, Any]:
+        """(alpha, sigma) of x = alpha x0 + sigma noise for each sigma of the schedule."""
+        raise NotImplementedError
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise in one pass: of a timestep a sample, or of the present step once a run has begun."""
+        if self.num_inference_steps is None:
+            return super().add_noise(original_samples, noise, timesteps)
+        plan = self._current()
+        table = plan.blends
+        if table is None:
+            table = plan.blends = Table(np.stack(np.broadcast_arrays(*self._blend(plan)), -1))
+        rows = table.on(original_samples)
+        if self._begin_index is not None:
+            row = self._begin_index if self._step_index is None else self._step_index
+            return affine_step(original_samples, (noise,), rows, row=row)
+        found = [plan.locate(t) for t in timesteps.reshape(-1).tolist()]
+        if len(found) not in (1, len(original_samples)):
+            samples = len(original_samples)
+            raise ValueError(f"timesteps must be one number a sample, got {len(found)} for {samples} samples")
+        if len(set(found)) == 1:
+            return affine_step(original_samples, (noise,), rows, row=found[0])
+        return affine_step(original_samples, (noise,), rows[torch.tensor(found, device=rows.device)])
 
 
 def fused(cls: type) -> type:
@@ -210,7 +270,7 @@ def fused(cls: type) -> type:
 
     @functools.wraps(parent.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        self._plan = None
+        self._plan, self._master, self._count = None, None, 0
         parent.set_timesteps(self, *args, **kwargs)
         if self._noise is not None and self._noise.fixed:
             self._noise.next = None

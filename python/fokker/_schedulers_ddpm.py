@@ -25,16 +25,17 @@ class ByTimestep(Fused):
     _source = "alphas_cumprod"
     _blends: tuple[Tensor, Tensor] | None = None
 
-    def _row(self, plan: Plan, timestep: Any) -> tuple[int | Tensor, int]:
-        """The table's row, and where in the schedule it stands.
+    def _row(self, plan: Plan, timestep: Any, device: torch.device) -> tuple[int | Tensor, int]:
+        """The table's row, and the counter step of its noise: its place in the schedule.
 
-        A tensor on an accelerator (and any, when compiled) is read by the kernel itself: the row of an unknown timestep
-        is then nan.
+        A tensor on an accelerator that is no entry of the schedule's (and any, when compiled) is read by the kernel
+        itself: the row of an unknown timestep is then nan, and the noise counts the calls.
         """
-        if isinstance(timestep, Tensor) and (_is_compiling() or not timestep.is_cpu):
+        if isinstance(timestep, Tensor) and (_is_compiling() or not (timestep.is_cpu or plan.owns(timestep))):
             if timestep.numel() != 1 or timestep.dtype is not torch.int64:
                 raise ValueError(f"timestep must be one int64 number, got {timestep.dtype} {tuple(timestep.shape)}")
-            return timestep.reshape(1), 0
+            self._count += 1
+            return timestep.reshape(1).to(device), self._count - 1
         value = plan.value(timestep)
         if not 0 <= value < plan.rows or value not in self._known(plan):
             raise ValueError(f"timestep {value} is not one of the scheduler's {plan.steps} timesteps")
@@ -119,7 +120,7 @@ class DDPMScheduler(ByTimestep, diffusers.DDPMScheduler):
     ) -> Any:
         """As diffusers' own; ``noise`` or ``seed`` give the noise instead of a key drawn from ``generator``."""
         plan = self._current()
-        row, place = self._row(plan, timestep)
+        row, place = self._row(plan, timestep, sample.device)
         learned = self.variance_type in ("learned", "learned_range")
         rest: tuple[Tensor, ...] = ()
         if learned and model_output.shape[1] == 2 * sample.shape[1]:
@@ -203,9 +204,9 @@ class DDIMScheduler(ByTimestep, diffusers.DDIMScheduler):
     ) -> Any:
         """As diffusers' own; ``seed`` gives the noise instead of a key drawn from ``generator``."""
         plan = self._current()
-        row, place = self._row(plan, timestep)
+        row, place = self._row(plan, timestep, sample.device)
         wanted = self.want_original_sample
-        table = self._table(plan, (wanted, eta, use_clipped_model_output))
+        table = self._table(plan, (wanted, float(eta), bool(use_clipped_model_output)))
         if not eta > 0:
             found = self._advance(plan, table, row, sample, model_output, (), NO_NOISE, (0, 1))
         elif variance_noise is None:

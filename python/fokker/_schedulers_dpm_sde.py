@@ -33,6 +33,7 @@ class DPMSolverSDEScheduler(InKarrasCoordinates, diffusers.DPMSolverSDEScheduler
     them gives the samples' ids.
     """
 
+    _stages = (1, 2)
     brownian = False
     _first_noise: Tensor | None = None
 
@@ -116,13 +117,14 @@ class DPMSolverSDEScheduler(InKarrasCoordinates, diffusers.DPMSolverSDEScheduler
             place = self._keyed(sample, i, generator, seed)
             if stage == 2 and drawn:
                 rest = (*rest, self._first_noise)
+        kept = self._kept(sample)
         found = self._advance(
             plan, table, i, sample, model_output, rest, place, (0, table.results - 1) if wanted else (0,)
         )
         if stage == 2 or i == plan.steps - 1:  # the last step goes to sigma = 0 at once
             self.sample = self._first_noise = None
         else:
-            self.sample, self._first_noise = sample, found[1] if drawn else None
+            self.sample, self._first_noise = kept, found[1] if drawn else None
         self._step_index = i + 1
         original = found[-1] if wanted else None
         if not return_dict:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from . import _schedulers_coefficients as formulas
-from ._schedulers_base import Fused, diffusers, fused, output_class
+from ._schedulers_base import ByIndex, diffusers, fused, output_class
 from ._schedulers_plan import NO_NOISE, Plan, Result
 
 EulerOutput = output_class(diffusers.EulerDiscreteScheduler)
@@ -18,8 +19,17 @@ LMSOutput = output_class(diffusers.LMSDiscreteScheduler)
 _NO_CHURN = (0.0, 0.0, math.inf, 1.0)
 
 
-class InKarrasCoordinates(Fused):
+class InKarrasCoordinates(ByIndex):
     """The model sees x / sqrt(sigma^2 + 1)."""
+
+    _stages = (1,)
+
+    def _warned(self) -> None:
+        if self._step_index is None and not self.is_scale_input_called:
+            warnings.warn("call scale_model_input before step: the model is to see x / sqrt(sigma^2 + 1)", stacklevel=3)
+
+    def _blend(self, plan: Plan) -> tuple[Any, Any]:
+        return 1.0, plan.values
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """As diffusers' own: sample / sqrt(sigma^2 + 1)."""
@@ -69,6 +79,7 @@ class EulerDiscreteScheduler(InKarrasCoordinates, diffusers.EulerDiscreteSchedul
         """As diffusers' own; ``noise`` or ``seed`` give the churn's noise instead of a key from ``generator``."""
         plan = self._current()
         self._no_integers(timestep)
+        self._warned()
         i = self._at(plan, timestep)
         wanted = self.want_original_sample
         if s_churn > 0:
@@ -76,7 +87,7 @@ class EulerDiscreteScheduler(InKarrasCoordinates, diffusers.EulerDiscreteSchedul
             rest, place = ((), self._draw_noise(sample, i, generator, seed)) if noise is None else ((noise,), NO_NOISE)
             found = self._advance(plan, table, i, sample, model_output, rest, place)
         else:
-            found = self._advance(plan, plan.tables[(wanted, *_NO_CHURN)], i, sample, model_output)
+            found = self._advance(plan, self._table(plan, (wanted, *_NO_CHURN)), i, sample, model_output)
         self._step_index = i + 1
         original = found[1] if wanted else None
         if not return_dict:
@@ -113,10 +124,11 @@ class EulerAncestralDiscreteScheduler(InKarrasCoordinates, diffusers.EulerAncest
         """As diffusers' own; ``noise`` or ``seed`` give the noise instead of a key drawn from ``generator``."""
         plan = self._current()
         self._no_integers(timestep)
+        self._warned()
         i = self._at(plan, timestep)
         wanted = self.want_original_sample
         rest, place = ((), self._draw_noise(sample, i, generator, seed)) if noise is None else ((noise,), NO_NOISE)
-        found = self._advance(plan, plan.tables[(wanted,)], i, sample, model_output, rest, place)
+        found = self._advance(plan, self._table(plan, (wanted,)), i, sample, model_output, rest, place)
         self._step_index = i + 1
         original = found[1] if wanted else None
         if not return_dict:
@@ -155,6 +167,7 @@ class LMSDiscreteScheduler(InKarrasCoordinates, diffusers.LMSDiscreteScheduler):
     ) -> Any:
         """As diffusers' own."""
         plan = self._current()
+        self._warned()
         i = self._at(plan, timestep)
         if not 1 <= order <= 8:
             raise ValueError(f"order must be in [1, 8], got {order}")

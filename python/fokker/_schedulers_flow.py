@@ -62,7 +62,9 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
             else:
                 place = self._draw_noise(sample, i, generator, seed)
         if per_token_timesteps is None:
-            previous = self._advance(plan, plan.tables[(plan.stochastic,)], i, sample, model_output, rest, place)[0]
+            previous = self._advance(plan, self._table(plan, (plan.stochastic,)), i, sample, model_output, rest, place)[
+                0
+            ]
         else:
             previous = self._by_token(per_token_timesteps, sample, model_output, rest, place, plan.stochastic)
         self._step_index = i + 1

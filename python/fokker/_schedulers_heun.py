@@ -46,11 +46,12 @@ class HeunDiscreteScheduler(InKarrasCoordinates, diffusers.HeunDiscreteScheduler
         i = self._at(plan, timestep)
         wanted = self.want_original_sample
         if self.dt is None:
-            found = self._advance(plan, plan.tables[(wanted, 1)], i, sample, model_output, (), NO_NOISE, (0, 2))
-            self.prev_derivative, self.sample, self.dt = found[1], sample, i
+            kept = self._kept(sample)
+            found = self._advance(plan, self._table(plan, (wanted, 1)), i, sample, model_output, (), NO_NOISE, (0, 2))
+            self.prev_derivative, self.sample, self.dt = found[1], kept, i
         else:
             rest = (self.sample, self.prev_derivative)
-            found = self._advance(plan, plan.tables[(wanted, 2)], i, sample, model_output, rest, NO_NOISE, (0, 1))
+            found = self._advance(plan, self._table(plan, (wanted, 2)), i, sample, model_output, rest, NO_NOISE, (0, 1))
             self.prev_derivative = self.sample = self.dt = None
         self._step_index = i + 1
         original = found[-1] if wanted else None
@@ -115,9 +116,10 @@ class FlowMatchHeunDiscreteScheduler(Fused, diffusers.FlowMatchHeunDiscreteSched
                 rest = (noise,)
             elif s_churn > 0:
                 place = self._draw_noise(sample, i, generator, seed)
+            kept = self._kept(sample)
             found = self._advance(plan, table, i, sample, model_output, rest, place)
             self.prev_derivative, self.dt = found[1], i
-            self.sample = found[2] if s_churn > 0 else sample
+            self.sample = found[2] if s_churn > 0 else kept
         self._step_index = i + 1
         if not return_dict:
             return (found[0],)

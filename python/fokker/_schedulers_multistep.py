@@ -8,19 +8,22 @@ import numpy as np
 from torch import Tensor
 
 from . import _schedulers_coefficients as formulas
-from ._schedulers_base import Fused, diffusers, fused, output_class
+from ._schedulers_base import ByIndex, diffusers, fused, output_class
 from ._schedulers_plan import NO_NOISE, Plan, Result
 
 StepOutput = output_class(diffusers.DPMSolverMultistepScheduler)
 _SHORT = 15  # diffusers' lower_order_final holds for fewer steps than this
 
 
-class Multistep(Fused):
+class Multistep(ByIndex):
     """A history of predictions, the newest last in ``model_outputs``, as diffusers keeps it."""
 
     def _levels(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(alpha, sigma, lambda) of every sigma of the schedule."""
         return (formulas.straight if self.config.use_flow_sigmas else formulas.variance_preserving)(plan.values)
+
+    def _blend(self, plan: Plan) -> tuple[Any, Any]:
+        return self._levels(plan)[:2]
 
     def _output(self, plan: Plan, data: bool) -> tuple[Result, Any, Any]:
         """(what the history holds, p, q): the prediction of x0 (``data``) or of the noise, one entry a step."""

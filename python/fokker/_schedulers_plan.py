@@ -71,9 +71,11 @@ _PADDING = [(None,) * (TERMS - k) for k in range(TERMS + 1)]
 _QUIET = (False, 0, 0, 0, 0, 0, False)
 
 
-def _plain(sample: Tensor, terms: Sequence[Tensor]) -> bool:
+def _plain(sample: Tensor, terms: Sequence[Tensor], noise: dict[str, Any]) -> bool:
     """Whether the kernel may be called as it is: the checks of `affine_step` are half the time of a tiny step."""
     if _is_compiling() or _functorch_level() or _forward_ad._current_level >= 0 or _dispatch_depth():
+        return False
+    if noise and (len(noise) > 2 or type(noise["seed"]) is not int or not 0 <= noise["seed"] < 2**63):
         return False
     recorded, shape, on_gpu = _grad_enabled(), sample.shape, sample.is_cuda
     for t in (sample, *terms):
@@ -88,13 +90,10 @@ def _kernel(
     results: int, x: Tensor, coefficients: Tensor, terms: Sequence[Tensor], row: int | Tensor, noise: dict[str, Any],
     clip: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The backend's kernel of `affine_step`, for counters that are plain numbers."""
+    """The backend's kernel of `affine_step`."""
     settings = _QUIET
     if noise:
-        seed, step = noise["seed"], noise["step"]
-        if len(noise) > 2 or type(seed) is not int or type(step) is not int or not 0 <= seed < 2**63 or step < 0:
-            raise ValueError("a counter that only affine_step takes")
-        settings = (True, seed, step, 0, 0, 0, False)
+        settings = (True, noise["seed"], noise["step"], 0, 0, 0, False)
     tensor, value = (row, -1) if isinstance(row, Tensor) else (None, row)
     kernel = AFFINE[results, False]._by_device[x.is_cuda]
     found = kernel(x, coefficients, *terms, *_PADDING[len(terms)], tensor, None, None, None, value, *settings, clip)
@@ -105,13 +104,13 @@ def advance(
     table: Table, row: int | Tensor, sample: Tensor, model_output: Tensor, terms: Sequence[Tensor],
     noise: dict[str, Any], clip: float | None = None, low: tuple[int, ...] = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The results of a step: the first in the model output's dtype, the others in float32 (float64 with a float64), those
-    of the numbers ``low`` in the promoted dtype of sample and model output."""
+    """The results of a step: the first in the model output's dtype, the others in float32 (float64 with a float64),
+    those of the numbers ``low`` in the promoted dtype of sample and model output."""
     results = table.results
     try:
         if sample.dtype is F32 and model_output.dtype is F32:
             coefficients = table.on(sample)
-            if _plain(sample, terms):
+            if _plain(sample, terms, noise):
                 try:
                     return _kernel(results, sample, coefficients, terms, row, noise, clip)
                 except (TypeError, ValueError, RuntimeError):
@@ -172,7 +171,8 @@ class Plan:
         self.rows = self.steps
         self.tables: dict[Any, Table] = {}
         self.weights: dict[Any, Any] = {}
-        self.scales: dict[int, Table] = {}
+        self.scales: dict[int, tuple[list[float], Table]] = {}
+        self.blends: Table | None = None
         self.stochastic = self.euler_at_final = False
 
     def value(self, timestep: Any) -> float:
@@ -181,13 +181,19 @@ class Plan:
             return float(np.float32(timestep)) if self.narrow else timestep
         if timestep.numel() != 1:
             raise ValueError(f"timestep must be one number for the whole batch, got shape {tuple(timestep.shape)}")
-        if timestep.is_cuda and timestep.dtype is self.timesteps.dtype:
-            ours = self.timesteps
-            if timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr() and ours.is_contiguous():
-                at = timestep.storage_offset() - ours.storage_offset()
-                if 0 <= at < self.steps:
-                    return self.times[at]
-        return timestep.item()
+        return self.times[timestep.storage_offset()] if self.owns(timestep) else timestep.item()
+
+    def owns(self, timestep: Tensor) -> bool:
+        """Whether it is an entry of the schedule's own tensor on an accelerator: its value need not be waited for."""
+        ours = self.timesteps
+        return (
+            not timestep.is_cpu
+            and timestep.dtype is ours.dtype
+            and timestep.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
+            and ours.is_contiguous()
+            and ours.storage_offset() == 0
+            and timestep.storage_offset() < self.steps
+        )
 
     def locate(self, timestep: Any) -> int:
         value = self.value(timestep)

@@ -83,11 +83,12 @@ class UniPCMultistepScheduler(Multistep, diffusers.UniPCMultistepScheduler):
         rest = tuple(history[-1 : -1 - size : -1])
         if corrected:
             rest = (self.last_sample, *rest)
+        kept = self._kept(sample)
         found = self._advance(plan, table, i, sample, model_output, rest)
         del history[0], self.timestep_list[0]
         history.append(found[1])
         self.timestep_list.append(timestep)
-        self.last_sample = found[2] if corrected else sample
+        self.last_sample = found[2] if corrected else kept
         self.this_order = order
         if self.lower_order_nums < wanted:
             self.lower_order_nums += 1

@@ -69,8 +69,9 @@ def _kernel(module: Any) -> Kernel:
         if logits.shape[-1] > 1 and logits.stride(-1) != 1:
             logits = logits.contiguous()
         module.absorb(
-            tokens, logits, probability, mask_id, temperature, seed_value & _U64, seed, step_value, step, ids, first, out
-        )
+            tokens, logits, probability, mask_id, temperature, seed_value & _U64, seed, step_value, step, ids, first,
+            out,
+        )  # fmt: skip
         return out
 
     return run
@@ -113,8 +114,8 @@ def absorb_step(
 
     Args:
         tokens: (B, L) int64. Positions that do not hold ``mask_id`` stay as they are.
-        logits: (B, L, V) of any float dtype; float64 for float64, else float32 arithmetic. nan and -inf are never drawn,
-            nor is ``mask_id``; a position with nothing to draw stays masked.
+        logits: (B, L, V) of any float dtype; float64 for float64, else float32 arithmetic. nan and -inf are never
+            drawn, nor is ``mask_id``; a position with nothing to draw stays masked.
         probability: rho, in [0, 1], a number or a float tensor (B,) or of one element (which is not checked): of a
             masked position from time t to s (t - s) / t for the log-linear schedule; 1 opens all.
         mask_id: the mask's token; it may lie outside [0, V).
@@ -137,7 +138,8 @@ def absorb_step(
         raise ValueError(f"tokens must have shape (batch, length), got {tuple(tokens.shape)}")
     if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
         raise ValueError(
-            f"logits {tuple(logits.shape)} must be (batch, length, tokens to choose from) for tokens {tuple(tokens.shape)}"
+            f"logits {tuple(logits.shape)} must be (batch, length, tokens to choose from) for tokens "
+            f"{tuple(tokens.shape)}"
         )
     if logits.device != tokens.device:
         raise TypeError(f"logits is on {logits.device}, tokens on {tokens.device}: one device expected")

@@ -99,7 +99,10 @@ class Unmask:
 
     temperature: float = 1.0
     cache: bool = True
-    forward = False
+    #: the options of `sample` that it heeds
+    takes = frozenset(
+        ("times", "grid", "condition", "start", "start_step", "sample_ids", "device", "callback", "progress", "full")
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -109,7 +112,6 @@ class Unmask:
         self, model: Callable[..., Tensor], process: Any, shape: Any, steps: int | None, seed: Any, *,
         times: Any = None, grid: Any = None, condition: Any = None, start: Any = None, start_step: int = 0,
         sample_ids: Any = None, device: Any = None, callback: Any = None, progress: bool = False, full: bool = False,
-        **other: Any,
     ) -> Any:  # fmt: skip
         """What `sample` calls: model(tokens, t) -> logits ``(B, L, V)``; ``start``: tokens, masked where they are open
         to choice. The network is not called where a step opens no masked position of the whole batch."""
@@ -117,9 +119,6 @@ class Unmask:
 
         if not isinstance(process, Absorbing):
             raise TypeError(f"Unmask takes an Absorbing process, got {type(process).__name__}")
-        refused = [k for k, v in other.items() if v is not None]
-        if refused:
-            raise ValueError(f"Unmask does not take {', '.join(refused)}")
         size = _shape(shape)
         if len(size) != 2:
             raise ValueError(f"shape must be (B, L), got {size}")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import random
-from ._sde_processes import as_time, spread
+from ._sde_processes import as_time, log_normal_density, spread
 from ._sde_samplers import Sampler, without_last_noise
 from ._sde_table import Row
 from .random import Stream
@@ -120,6 +120,21 @@ class StochasticInterpolant:
         """d/dt x_t = alpha' x_0 + beta' x_1 + gamma' z, what a velocity is trained on."""
         alpha, beta, gamma = (spread(c, x0) for c in self.slopes(as_time(t)))
         return alpha * x0 + beta * x1 + gamma * z
+
+    def prior_sample(
+        self, batch: int, shape: Any, *, seed: Any = None, sample_ids: Any = None, dtype: Any = None, device: Any = None
+    ) -> Tensor:
+        """x_0 of a one-sided interpolant: standard normal, ``(batch, *shape)``, of stream INITIAL_LATENT."""
+        if not self.one_sided:
+            raise ValueError("start must be given: samples of the law that the interpolant starts from")
+        place = {"stream": Stream.INITIAL_LATENT, "sample_ids": sample_ids, "dtype": dtype, "device": device}
+        return random.normal(batch, shape, seed=seed, **place)
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log density of a one-sided interpolant's x_0, ``(B,)`` in float64."""
+        if not self.one_sided:
+            raise ValueError("an interpolant between two laws of data has no prior of its own")
+        return log_normal_density(x, 1.0)
 
     def forward_drift(self, x: Tensor, t: Any, velocity: Tensor, score: Tensor, epsilon: float) -> Tensor:
         """b + epsilon s."""

@@ -153,7 +153,8 @@ def log_likelihood(
 
     Returns:
         `Likelihood`: nats of each sample, ``(B,)``. The error is that of the steps and of the prior, whose density
-        stands for that of p_{t_max} (x(t_max) . E[x_0] alpha / prior_std^2 to first order: centre the data). Not differentiable; float32 costs about 1e-6 a step.
+        stands for that of p_{t_max} (to first order alpha x(t_max) . E[x_0] / prior_std^2: centre the data). Not
+        differentiable; float32 costs about 1e-6 a step.
 
     Raises:
         ValueError: times out of order, an unknown name, tolerances not positive, ``max_steps`` passed.
@@ -202,16 +203,15 @@ class ProbabilityFlow:
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 10_000
+    #: the options of `sample` that it heeds
+    takes = frozenset(("times", "prediction", "condition", "start", "sample_ids", "dtype", "device"))
 
     def run(
         self, model: Any, process: Process, shape: Any, steps: Any, seed: Any, *, times: Any = None,
         prediction: str | None = None, condition: Any = None, start: Any = None, sample_ids: Any = None,
-        dtype: Any = torch.float32, device: Any = None, **other: Any,
+        dtype: Any = torch.float32, device: Any = None,
     ) -> Tensor:  # fmt: skip
         """What `sample` calls."""
-        refused = [k for k, v in other.items() if v not in (None, 0, False)]
-        if refused:
-            raise ValueError(f"ProbabilityFlow does not take {', '.join(refused)}")
         ends = (process.t_max, process.t_min) if times is None else (float(times[0]), float(times[-1]))
         if not 0 <= ends[1] < ends[0] <= process.t_max:
             raise ValueError(f"times must fall and lie in [0, {process.t_max}], got {ends[0]} and {ends[1]}")

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native as native_modules
 from ._op import Kernel, Op, native_kernels
 from .reference import sde as reference
 
@@ -22,12 +21,6 @@ _PLACE = "SymInt seed, SymInt step, int stream, SymInt first_id, SymInt element_
 _SETTINGS = f"SymInt row, bool noisy, {_PLACE}, bool exponential, float? clip"
 _HEAD = 2 + TERMS  # x, coefficients, terms
 _TENSORS = _HEAD + 4  # ... row, seed, step, ids
-
-
-def _native(function: str, make: Any) -> dict[str, Kernel]:
-    """Kernels of the modules that have the function (one built before it was written has not)."""
-    modules = {"cpu": native_modules.cpu, "cuda": native_modules.cuda, "emu": native_modules.emu}
-    return {k: f for k, f in native_kernels(make).items() if modules[k] is None or hasattr(modules[k], "sde_tile")}
 
 
 def _sums(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -83,13 +76,14 @@ class Affine:
     def __init__(self, results: int, dots: bool) -> None:
         self.results, self.dots = results, dots
         outputs = results + dots
+        name = f"sde_affine_{results}{'_dots' if dots else ''}"
+        found = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         self.op = Op(
-            f"sde_affine_{results}{'_dots' if dots else ''}(Tensor x, Tensor coefficients, {_SLOTS}, Tensor? row_tensor, "
-            f"{_COUNTERS}, {_SETTINGS}) -> {'Tensor' if outputs == 1 else '(' + ', '.join(['Tensor'] * outputs) + ')'}",
+            f"{name}(Tensor x, Tensor coefficients, {_SLOTS}, Tensor? row_tensor, {_COUNTERS}, {_SETTINGS}) -> {found}",
             tensors=_TENSORS,
             reference=self._reference,
             fake=self._fake,
-            kernels={**_native("sde_affine", self._kernel), "triton": self._triton()},
+            kernels={**native_kernels(self._kernel), "triton": self._triton()},
             backward=self._backward,
             partial_grads=True,
         )
@@ -198,7 +192,8 @@ def _vjp_reference(*args: Any) -> tuple[Tensor, ...]:
     results, wanted = args[-2:]
     terms = given(args[2:_HEAD])
     settings = _settings((*args[:_TENSORS], *args[_GRADS:]))
-    to_x, to_m, to_c = reference.affine_step_vjp(args[0], terms, args[1], args[_TENSORS : _TENSORS + results], **settings)
+    grads = args[_TENSORS : _TENSORS + results]
+    to_x, to_m, to_c = reference.affine_step_vjp(args[0], terms, args[1], grads, **settings)
     found = [to_x, *to_m] + [None] * (TERMS - len(to_m)) + [to_c]
     none = args[0].new_empty(0)
     return tuple(none.clone() if t is None or not wanted >> k & 1 else t for k, t in enumerate(found))
@@ -242,7 +237,7 @@ affine_vjp = Op(
     tensors=_GRADS,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels={**_native("sde_affine_vjp", _vjp_kernel), "triton": _vjp_reference},
+    kernels={**native_kernels(_vjp_kernel), "triton": _vjp_reference},
 )
 
 #: (results, with inner products) -> the op of such a step
@@ -304,7 +299,7 @@ gram = Op(
     tensors=1 + TERMS + 3,
     reference=_gram_reference,
     fake=_gram_fake,
-    kernels={**_native("sde_gram", _gram_kernel), "triton": _gram_reference},
+    kernels={**native_kernels(_gram_kernel), "triton": _gram_reference},
     backward=_gram_backward,
     partial_grads=True,
 )

@@ -21,7 +21,7 @@ _U64 = 2**64 - 1
 
 
 # ---- the op ---------------------------------------------------------------------------------------------------------
-def _fake(log_weights: Tensor, seed: Any, step: Any, ids: Any, method: int, count: int, *rest: Any) -> tuple[Tensor, ...]:
+def _fake(log_weights: Tensor, seed: Any, step: Any, ids: Any, method: int, count: int, *rest: Any) -> Any:
     groups = log_weights.shape[0]
     return (
         log_weights.new_empty(groups, count, dtype=torch.int64),
@@ -92,7 +92,8 @@ def _no_gradient(needs: Any, saved: Any, extra: Any, *grads: Any) -> tuple[None,
 #: (ancestors (G, count), new log weights (G, count), effective sample sizes (G,)) of log weights (G, N)
 op = Op(
     "sde_resample(Tensor log_weights, Tensor? seed_tensor, Tensor? step_tensor, Tensor? sample_ids, int method, "
-    "SymInt count, float? threshold, SymInt seed, SymInt step, int stream, SymInt first_id) -> (Tensor, Tensor, Tensor)",
+    "SymInt count, float? threshold, SymInt seed, SymInt step, int stream, SymInt first_id) "
+    "-> (Tensor, Tensor, Tensor)",
     tensors=4,
     reference=_reference,
     fake=_fake,

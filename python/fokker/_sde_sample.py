@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import random
 from ._sde_grids import make_times
+from ._sde_interpolants import StochasticInterpolant
 from ._sde_loop import Loop, State, make_bar
 from ._sde_samplers import Sampler
 from ._sde_table import Table, fold
@@ -111,12 +112,18 @@ def sample(
             infinite coefficients (from alpha = 0, say).
         TypeError: a process that the sampler does not take, a dtype.
     """
-    if hasattr(sampler, "run"):
-        return sampler.run(
-            model, process, shape, steps, seed, times=times, grid=grid, prediction=prediction, condition=condition,
-            start=start, start_step=start_step, sample_ids=sample_ids, dtype=dtype, device=device, callback=callback,
-            progress=progress, full=full,
-        )  # fmt: skip
+    if hasattr(sampler, "run"):  # no table: adaptive steps, tokens
+        options = {
+            "times": times, "grid": grid, "prediction": prediction, "condition": condition, "start": start,
+            "start_step": start_step, "sample_ids": sample_ids, "dtype": dtype, "device": device,
+            "callback": callback, "progress": progress, "full": full, "guidance": guidance, "guide": guide,
+            "unconditional": unconditional, "clip": clip, "noise": noise, "model_dtype": model_dtype,
+            "check_finite": check_finite, "differentiable": differentiable,
+        }  # fmt: skip
+        given = {k: v for k, v in options.items() if v is not None and v is not False and v != _DEFAULTS.get(k)}
+        if refused := sorted(set(given) - sampler.takes):
+            raise ValueError(f"{type(sampler).__name__} does not take {', '.join(refused)}")
+        return sampler.run(model, process, shape, steps, seed, **given)
     size = _shape(shape)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be float32 or float64 (model_dtype casts the network's input), got {dtype}")
@@ -149,6 +156,8 @@ def sample(
     return Run(x, run.calls, t, logs, tuple(run.log_prob_steps))
 
 
+#: of the options that a sampler without a table may not take
+_DEFAULTS: dict[str, Any] = {"start_step": 0, "dtype": torch.float32, "noise": "counter"}
 _NATIVE = ("x0", "epsilon", "score", "flow")
 
 
@@ -183,8 +192,8 @@ def _start(
     if start is None:
         if start_step:
             raise ValueError(f"start_step={start_step} needs start, the state there")
-        if not hasattr(process, "prior_sample"):
-            raise ValueError(f"start must be given: samples of the law at time {at:.6g}, a {type(process).__name__}'s")
+        if isinstance(process, StochasticInterpolant) and not sampler.forward:
+            raise ValueError(f"start must be given: samples of the law at time {at:.6g}, which is no prior")
         place = {"seed": seed, "sample_ids": ids, "dtype": dtype, "device": device}
         return State(0, at, process.prior_sample(size[0], size[1:], **place)), 0
     x = start.x if isinstance(start, State) else start

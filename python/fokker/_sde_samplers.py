@@ -173,10 +173,10 @@ class EulerAncestral(DDIM):
 class PredictorCorrector(Sampler):
     """Langevin steps at each level, then the predictor's step (Song et al. 2021, algorithms 2 to 5).
 
-    x' = x + k s + (2 k)^{1/2} z with rule "norm": k = 2 a (snr |z| / |s|)^2, norms taken a sample (norms="sample") or,
-    as published code has it, averaged over the batch (norms="batch", which makes samples depend on their company);
-    rule "std": k = 2 a (snr sigma)^2 (annealed Langevin). a = (alpha / alpha')^2. Its bias is that of Langevin's steps,
-    O(snr^2), whatever the number of steps.
+    x' = x + k s + (2 k)^{1/2} z with rule "norm": k = 2 a (snr |z| / |s|)^2, norms taken a sample (norms="sample", for
+    states of many elements) or, as published code has it, averaged over the batch (norms="batch", which makes samples
+    depend on their company); rule "std": k = 2 a (snr sigma)^2 (annealed Langevin). a = (alpha / alpha')^2. Its bias is
+    that of Langevin's steps, O(snr^2), whatever the number of steps.
     """
 
     predictor: Sampler = field(default_factory=ReverseDiffusion)

@@ -289,8 +289,8 @@ class DEIS(Sampler):
                 order = min(self.order, i + 1)
             else:
                 order = _order(i, self.order, grid, False)
-            w = self._weights(grid, i, order, process)
             lead = new.a / old.a if old.a else math.inf
+            w = self._weights(grid, i, order, process) if old.a else [math.inf]
             rows.append(Row(i, old.t, {"x": {"x": lead, **{f"m{k}": new.a * v for k, v in enumerate(w)}}}))
         return rows
 

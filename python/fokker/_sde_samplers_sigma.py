@@ -108,7 +108,7 @@ class EDMHeun(Sampler):
 
     From level s = sigma / alpha within [s_min, s_max] noise of variance noise^2 (s_hat^2 - s^2) takes x / alpha up to
     s_hat = s (1 + min(churn / steps, 2^{1/2} - 1)); Heun's step leads from there to s'. The noise is of stream CHURN.
-    churn = 0: order 2; churn > 0: order 1 in law.
+    Order 2; with churn, whose noise is exact, in law.
     """
 
     churn: float = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +13,10 @@ from . import _backend
 from . import _sde_ops as ops
 from ._elementwise import FLOATS
 from ._op import _PLAIN, _dispatch_depth, _forward_ad, _functorch_level, _grad_enabled, _is_compiling
-from .random import Ids, _integer, _one_entry, _sample_ids, _within
+from ._sde_arguments import NO_NOISE, check_coefficients, check_tensors, clip_range, noise_place
+from .random import Ids, _integer, _one_entry
 
 __all__ = ["affine_step", "gram"]
-
-_NO_NOISE = (None, None, None, False, 0, 0, 0, 0, 0)
 
 
 def affine_step(
@@ -51,7 +49,7 @@ def affine_step(
         coefficients: the columns [a, b_1 .. b_K], then c with noise, then p, q with ``clip``; float32, or float64 for a
             float64 x. (C,) for all samples, (B, C) for each; with R > 1 ``results`` (R, C) or (B, R, C).
         row: the coefficients have one more dimension in front, the steps, of which this entry is used: an int, or an
-            int64 tensor of one element on x's device that is read when the kernel runs (CUDA graphs; out of range: nan).
+            int64 tensor of one element on x's device, read when the kernel runs (CUDA graphs; out of range: nan).
         seed, step, stream, sample_ids, element_offset: as in `fokker.random`; without a seed there is no noise.
         exponential: the multiplicative step, which keeps the sign of x (geometric Brownian motion).
         clip: m_1 is replaced by clamp(p x + q m_1, -clip, clip): a clipped prediction of the data.
@@ -77,9 +75,9 @@ def affine_step(
             return found
     k = len(terms)
     noisy, stepped = seed is not None, row is not None
-    _check_tensors(x, terms)
+    check_tensors(x, terms)
     width = 1 + k + noisy + 2 * (clip is not None)
-    _check_coefficients(coefficients, x, width, k, noisy, clip is not None, results, stepped)
+    check_coefficients(coefficients, x, width, k, noisy, clip is not None, results, stepped)
     row_tensor, row_value = None, -1
     if stepped:
         if isinstance(row, Tensor):
@@ -91,10 +89,11 @@ def affine_step(
                     f"row must be in [0, {coefficients.shape[0]}), the steps of coefficients, got {row_value}"
                 )
     if clip is not None:
-        clip = _clip(clip, k)
-    place = _noise(x, seed, step, stream, sample_ids, element_offset) if noisy else _NO_NOISE
+        clip = clip_range(clip, k)
+    place = noise_place(x, seed, step, stream, sample_ids, element_offset) if noisy else NO_NOISE
     op = ops.AFFINE[results, bool(dots)]
-    args = (x, coefficients, *terms, *_PADDING[k], row_tensor, *place[:3], row_value, *place[3:], bool(exponential), clip)
+    tensors = (x, coefficients, *terms, *_PADDING[k], row_tensor, *place[:3])
+    args = (*tensors, row_value, *place[3:], bool(exponential), clip)
     if out is None:
         found = op(*args)
         if dots:
@@ -189,106 +188,7 @@ def _direct(
     return (found, products) if dots else found
 
 
-def _clip(clip: Any, terms: int) -> float:
-    if not isinstance(clip, numbers.Real) or isinstance(clip, bool):
-        raise TypeError(f"clip must be a number, got {type(clip).__name__}")
-    if terms == 0:
-        raise ValueError("clip replaces the first term, but there is none")
-    if not 0 <= clip < math.inf:
-        raise ValueError(f"clip must be finite and not negative, got {clip}")
-    return float(clip)
-
-
 _PADDING = [(None,) * (ops.TERMS - k) for k in range(ops.TERMS + 1)]
-
-
-def _check_tensors(x: Tensor, terms: Sequence[Tensor], first: str = "x", name: str = "terms") -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{first} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{first} must have dtype float32, float64, float16 or bfloat16, got {x.dtype}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{first} must be a dense (strided) tensor, got layout {x.layout}")
-    shape, home = x.shape, x.device
-    if not shape:
-        raise ValueError(f"{first} must have shape (batch, ...), got a 0-dimensional tensor")
-    if len(terms) > ops.TERMS:
-        raise ValueError(f"at most {ops.TERMS} {name} are supported, got {len(terms)}")
-    for i, t in enumerate(terms):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}[{i}] must be a tensor, got {type(t).__name__}")
-        if t.shape != shape:
-            raise ValueError(f"{name}[{i}] {tuple(t.shape)} must have the shape of {first} {tuple(shape)}")
-        if t.dtype not in FLOATS:
-            raise TypeError(f"{name}[{i}] must have dtype float32, float64, float16 or bfloat16, got {t.dtype}")
-        if t.device != home:
-            raise TypeError(f"{name}[{i}] is on {t.device}, {first} on {home}: one device expected")
-        if t.layout is not torch.strided:
-            raise TypeError(f"{name}[{i}] must be a dense (strided) tensor, got layout {t.layout}")
-
-
-def _check_coefficients(
-    table: Tensor, x: Tensor, width: int, k: int, noisy: bool, clipped: bool, results: int, stepped: bool
-) -> None:
-    if not isinstance(table, Tensor):
-        raise TypeError(f"coefficients must be a tensor, got {type(table).__name__}")
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    if table.dtype is not wide:
-        raise TypeError(f"coefficients must have dtype {wide} for a state of {x.dtype}, got {table.dtype}")
-    if table.device != x.device:
-        raise TypeError(f"coefficients is on {table.device}, x on {x.device}: one device expected")
-    if type(results) is not int or not 1 <= results <= ops.RESULTS:
-        raise ValueError(f"results must be 1, 2 or {ops.RESULTS}, got {results}")
-    shape = table.shape[1:] if stepped else table.shape
-    inner = 1 if results == 1 else 2
-    dims = len(shape)
-    if (
-        table.dim() > stepped
-        and dims in (inner, inner + 1)
-        and shape[-1] == width
-        and (results == 1 or shape[-2] == results)
-        and (dims == inner or shape[0] == x.shape[0])
-    ):
-        return
-    columns = ["a", *(f"b_{i + 1}" for i in range(k)), *["c"] * noisy, *["p", "q"] * clipped]
-    lead = "steps, " if stepped else ""
-    rows = f"{results}, " if results > 1 else ""
-    raise ValueError(
-        f"coefficients must have shape ({lead}{rows}{width}) or ({lead}{x.shape[0]}, {rows}{width}) with the columns "
-        f"[{', '.join(columns)}], got {tuple(table.shape)}"
-    )
-
-
-def _noise(
-    x: Tensor, seed: Any, step: Any, stream: Any, sample_ids: Any, element_offset: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool, int, int, int, int, int]:
-    """(seed tensor, step tensor, ids, True, seed, step, stream, first id, element offset), each checked."""
-    home = x.device
-    seed_tensor = step_tensor = ids = None
-    seed_value = step_value = first = 0
-    if isinstance(seed, Tensor):
-        seed_tensor = _one_entry(seed, "seed", home)
-    else:
-        seed_value = _within(seed, "seed", 2**64, "2^64")
-        if seed_value >= 2**63:  # a schema's int is signed
-            seed_value -= 2**64
-    if isinstance(step, Tensor):
-        step_tensor = _one_entry(step, "step", home)
-    else:
-        step_value = _within(step, "step", 2**24, "2^24")
-    stream = _within(stream, "stream", 256, "256")
-    if sample_ids is not None:
-        first, ids = _sample_ids(sample_ids, x.shape[0], home)
-    offset = _integer(element_offset, "element_offset")
-    power = 33 if x.dtype is torch.float64 else 34
-    # the batch's elements bound a sample's: the exact count is only taken where it could matter
-    if offset < 0 or offset + x.numel() > 2**power:
-        n = math.prod(x.shape[1:])
-        if offset < 0 or offset + n > 2**power:
-            raise ValueError(
-                f"element_offset {offset} and shape {tuple(x.shape[1:])} must stay within [0, 2^{power}) elements"
-            )
-    return seed_tensor, step_tensor, ids, True, seed_value, step_value, stream, first, offset
 
 
 def _into(op: Any, out: Any, args: tuple[Any, ...], results: int, dots: bool) -> Any:
@@ -346,7 +246,7 @@ def gram(
         seed, step, stream, sample_ids, element_offset: as in `fokker.random`; without a seed there is no noise.
 
     Returns:
-        (B, J, J) in float64, symmetric; products and sums in float64, in an order that depends on nothing but the shape.
+        (B, J, J) in float64, symmetric; products and sums in float64, in an order that depends on the layout alone.
 
     Differentiable in the vectors (any number of times). ValueError and TypeError as in `affine_step`.
     Source: the reductions of Skreta et al. 2024 (arXiv 2412.17762) and Song et al. 2021 (2011.13456, algorithm 4).
@@ -355,6 +255,6 @@ def gram(
         vectors = tuple(vectors)
     if not 1 <= len(vectors) <= ops.TERMS + 1:
         raise ValueError(f"vectors must be 1 to {ops.TERMS + 1} tensors, got {len(vectors)}")
-    _check_tensors(vectors[0], vectors[1:], "vectors[0]", "vectors[1:]")
-    place = _noise(vectors[0], seed, step, stream, sample_ids, element_offset) if seed is not None else _NO_NOISE
+    check_tensors(vectors[0], vectors[1:], "vectors[0]", "vectors[1:]")
+    place = noise_place(vectors[0], seed, step, stream, sample_ids, element_offset) if seed is not None else NO_NOISE
     return ops.gram(*vectors, *_PADDING[len(vectors) - 1], *place)

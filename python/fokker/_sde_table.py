@@ -35,7 +35,7 @@ class Row(NamedTuple):
     native: str = ""  #: what m0 is here, if not what the sampler's other rows take
     langevin: tuple[float, float] | None = None  #: (r, a) of a step that Langevin's rule makes on the device
     log_prob: float | None = None  #: the standard deviation of a step whose log-probability is wanted
-    multiplicative: bool = False  #: x exp(weights), see `fokker.sde.exponential_step`
+    multiplicative: bool = False  #: x exp(weights), x's own being a constant
 
 
 class Op(NamedTuple):

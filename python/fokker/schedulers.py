@@ -14,7 +14,8 @@ What differs, on purpose:
   the key; a list of generators, one a sample, gives each sample its own noise, whatever the batch. `set_noise` fixes
   the key, ``step(..., seed=)`` or ``step(..., noise=)`` (``variance_noise=`` where diffusers has it) the noise of one
   step.
-- A state in float16 or bfloat16 is stepped in float32, and the history of a multistep solver is float32.
+- A state in float16 or bfloat16 is stepped in float32, and the history of a multistep solver is float32. With
+  ``master_state = True`` a float32 copy of the state goes from step to step, so that rounding does not add up.
 - ValueError where a scheduler is stepped past its end or before `set_timesteps` (DDPM alone needs none), and for a
   timestep that is not one of the schedule's.
 - ``want_original_sample = False`` leaves `pred_original_sample` away, which saves writing it.

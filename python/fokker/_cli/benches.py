@@ -340,6 +340,10 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     yield from _random()
     from .benches_density import benches as density_benches
     from .benches_kde import benches as kde_benches
+    from .benches_schedulers import benches as scheduler_benches
+    from .benches_sde import benches as sde_benches
 
     yield from kde_benches()
     yield from density_benches()
+    yield from sde_benches()
+    yield from scheduler_benches()

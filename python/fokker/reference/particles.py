@@ -87,7 +87,7 @@ def resample(
     With a threshold only groups whose effective sample size is below threshold N are resampled; the others keep their
     particles and their weights, which accumulate. Weights of a resampled group are equal: 0.
     """
-    groups, n = log_weights.shape
+    n = log_weights.shape[1]
     count = n if count is None else count
     found, size = ancestors(log_weights, method, count, seed=seed, step=step, stream=stream, sample_ids=sample_ids)
     done = ~size.isnan() if threshold is None else size < threshold * n
