@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -16,12 +17,18 @@ FLAGS = {
     "avx2": ("-mavx2", "-mfma"),
     "avx512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
 }
+_building = threading.Lock()
 _folder = tempfile.TemporaryDirectory(prefix="fokker-cpp-")
 
 
-@functools.cache
 def program(name: str, isa: str = "baseline", contract: str = "off") -> str:
     """Path of tests/cpp/<name>.cpp compiled for one instruction set; a compiler error raises with its message."""
+    with _building:  # two threads must not build, and run, one file
+        return _built(name, isa, contract)
+
+
+@functools.cache
+def _built(name: str, isa: str, contract: str) -> str:
     out = Path(_folder.name) / f"{name}-{isa}-{contract}"
     _compile(name, isa, contract, "-o", str(out))
     return str(out)
