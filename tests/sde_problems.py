@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fokker import mixture
+from fokker import mixture, sde
 
 MEANS = [[1.0, -0.5], [-1.0, 0.7], [0.2, 1.2]]
 
@@ -58,3 +58,30 @@ def slope(errors):
 def differences(results):
     """The order that three results at doubled steps show, without knowing the truth."""
     return math.log2(float((results[0] - results[1]).abs().max()) / float((results[1] - results[2]).abs().max()))
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+B, D = 5, 2
+VP = sde.VP(t_min=0.01)
+NOISY = sde.EulerMaruyama()
+KINDS = {
+    "one step, noise": NOISY,
+    "corrector": sde.PredictorCorrector(),
+    "churn": sde.EDMHeun(churn=4.0),
+    "multistep": sde.DPMSolver(3),
+    "multistep, noise": sde.DPMSolver(2, eta=1.0),
+    "UniPC": sde.UniPC(3),
+    "singlestep": sde.DPMSolver(3, multistep=False),
+    "LMS": sde.LMS(),
+}
+
+
+def run(sampler, process=VP, steps=7, seed=3, shape=(B, D), prediction="x0", law=None, **more):
+    model = more.pop("model", None) or denoiser(process, law, prediction)
+    more.setdefault("dtype", torch.float64)
+    return sde.sample(model, process, sampler, shape, steps, seed, grid="log_snr", prediction=prediction, **more)
+
+
+def first(process, batch=B, dtype=torch.float64):
+    """A state to start from."""
+    return process.prior_sample(batch, (D,), seed=9, dtype=dtype)

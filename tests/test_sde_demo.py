@@ -1,4 +1,4 @@
-"""``python -m fokker demo sde``, made smaller: its distances must fall with the calls, and its pictures show something."""
+"""``python -m fokker demo sde``, made smaller: distances must fall with the calls, and the pictures show something."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def check(results, calls, printed):
     assert max(results["ks"].values()) < 2.6  # passed by 1.7e-4 of laws (64 pixels)
     assert np.mean(results["losses"][-10:]) < 0.9 * np.mean(results["losses"][:5])
     for name in demo_sde.SAMPLERS:
-        assert printed.count(f"\n{name} ") == 2
+        assert printed.count(f"\n{name:22} ") == 2
     for path in results["pictures"]:
         image = pyplot.imread(path)[..., :3]
         assert image.shape[0] > 400 and image.shape[1] > 800

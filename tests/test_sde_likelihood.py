@@ -29,14 +29,14 @@ def data(process, n=8, law=LAW):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_exact_divergence(name):
-    """To 1e-3 nats a dimension with at most 250 calls; what is left is the prior's distance from the law at t_max."""
+    """To 1e-3 nats a dimension with at most 150 calls; what is left is the prior's distance from the law at t_max."""
     p = PROCESSES[name]
     x, truth = data(p)
     prediction = "flow" if name == "flow" else "x0"
     found = sde.log_likelihood(denoiser(p, LAW, prediction), p, x, divergence="exact", prediction=prediction)
     assert found.log_prob.dtype == torch.float64 and found.latent.shape == x.shape
     assert float((found.log_prob - truth).abs().max()) / x.shape[1] < 1e-3
-    assert int(found.evaluations.max()) <= 250
+    assert int(found.evaluations.max()) <= 150
 
 
 def test_without_the_prior_s_error():

@@ -1,5 +1,6 @@
 """Samplers of fokker.sde with states or outputs of their own: masked tokens, noisy windows of a flow, jumps, signs."""
 
+import itertools
 import math
 
 import pytest
@@ -77,6 +78,21 @@ def test_masked_diffusion_has_the_law():
         gaps.append(float((frequencies(x) - truth).abs().sum()) / 2)
     noise = math.sqrt(2 / math.pi) / 2 * float(torch.sqrt(truth / n).sum())
     assert gaps[1] < noise + 0.015 and gaps[0] > noise + 0.04, (gaps, noise)
+
+
+def test_tokens_opened_together_are_of_order_one():
+    """What the samples err by: two positions open in one step with probability sum (m - m')^2, 1 / n in the limit."""
+    n = 20_000
+    for schedule, steps in (("linear", 8), ("linear", 32), ("cosine", 16)):
+        p = sde.Absorbing(MASK, schedule)
+        closed = [torch.ones(n, 2, dtype=torch.bool)]
+        uniform = lambda x, t: torch.zeros(*x.shape, V)  # noqa: E731
+        sde.sample(uniform, p, sde.Unmask(), (n, 2), steps, 7, callback=lambda s, c=closed: c.append(s.x == MASK))
+        together = sum(float((a & ~b).all(1).double().mean()) for a, b in itertools.pairwise(closed))
+        m = p.masked(sde.uniform(p, steps))
+        chance = float(m.diff().square().sum())
+        assert abs(together - chance) < 5 * math.sqrt(chance / n)
+        assert chance * steps < 1.3
 
 
 def test_network_is_called_only_where_a_token_opens():

@@ -41,13 +41,14 @@ class Loop:
 
     def __init__(
         self, plan: Table, model: Any, guide: Any, t: Tensor, offset: int, seed: Any, ids: Any, clip: float | None,
-        noise: Any, model_dtype: Any, reduction: str, preconditioned: Any, check: bool,
+        noise: Any, model_dtype: Any, reduction: str, preconditioned: Any, check: bool, static: bool,
     ) -> None:  # fmt: skip
         if isinstance(noise, str) and noise not in ("counter", "brownian"):
             raise ValueError(f"noise must be 'counter', 'brownian' or a function, got {noise!r}")
         self.plan, self.model, self.guide, self.t, self.offset = plan, model, guide, t, offset
         self.seed, self.ids, self.clip, self.noise = seed, ids, clip, noise
         self.model_dtype, self.reduction, self.edm, self.check = model_dtype, reduction, preconditioned, check
+        self.static = static
         self.calls = 0
         self.log_probs: list[Tensor] = []
         self.log_prob_steps: list[int] = []
@@ -62,12 +63,15 @@ class Loop:
             times = torch.log(self.edm.sigma(times)) / 4
         self.times = times.to(dtype)[:, None].repeat(1, batch).to(device)
         self.targets = torch.tensor(self.plan.targets).to(dtype)[:, None].repeat(1, batch).to(device)
+        shares = [(op.share, 1 - op.share) for op in self.plan.ops if op.call is not None]
+        self.shares = torch.tensor(shares, dtype=torch.float64).to(dtype).to(device)
         self.first_bad = torch.full((), len(times), dtype=torch.int64, device=device) if self.check else None
         depth = self.plan.depth
         history = [*state.history, *[None] * depth][:depth] if depth else []
         registers: dict[str, Any] = {f"m{k}": m for k, m in enumerate(history)}
         registers["s"] = state.kept
-        for op in self.plan.ops:
+        ops = self.plan.ops
+        for op, later in zip(ops, [*ops[1:], None], strict=True):
             step = op.step + self.offset
             if step < state.step:
                 continue
@@ -79,7 +83,7 @@ class Loop:
                     history = tuple(registers[f"m{k}"] for k in range(depth))
                     at = float(self.t[step + 1])
                     given = callback(State(step + 1, at, x, history, registers["s"]))
-                    x = x if given is None else self._replaced(given, x)
+                    x = x if given is None else self._replaced(given, x, later)
         if bar is not None:
             bar.close()
         if self.first_bad is not None and (bad := int(self.first_bad)) < len(times):
@@ -90,7 +94,11 @@ class Loop:
         return x
 
     @staticmethod
-    def _replaced(given: Any, x: Tensor) -> Tensor:
+    def _replaced(given: Any, x: Tensor, later: Op | None) -> Tensor:
+        if later is not None and "s" in later.terms:
+            raise ValueError(
+                "callback cannot replace the state: the next step starts from a corrected one (UniPC: corrector=False)"
+            )
         if not isinstance(given, Tensor) or given.shape != x.shape:
             raise ValueError(f"callback must return None or a tensor {tuple(x.shape)}, got {given!r}")
         return given.to(x)
@@ -133,9 +141,10 @@ class Loop:
         if isinstance(raw, (tuple, list)):
             raw, registers["second"] = raw
         if op.share != 1:
+            raw = raw.clone() if self.static else raw
             registers["guide"] = guided = self._call(self.guide, op, x)
             if op.mix:
-                raw = affine_step(raw, [guided], self._pair(op.share, raw))
+                raw = affine_step(raw.to(x.dtype), [guided], self.shares, row=op.call)
         for k in range(self.plan.depth - 1, 0, -1):
             registers[f"m{k}"] = registers[f"m{k - 1}"]
         registers["m"] = raw
@@ -157,11 +166,6 @@ class Loop:
                 seen = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
                 raise ValueError(f"the model must return a tensor of x's shape {tuple(x.shape)}, got {seen}")
         return found
-
-    @staticmethod
-    def _pair(share: float, like: Tensor) -> Tensor:
-        wide = torch.float64 if like.dtype is torch.float64 else torch.float32
-        return torch.tensor([share, 1 - share], dtype=wide, device=like.device)
 
     def _noise(self, stream: int, number: int, step: int, x: Tensor) -> Tensor:
         if self.noise != "brownian":

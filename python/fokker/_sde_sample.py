@@ -37,9 +37,12 @@ def table(
     prediction: str = "x0",
     clip: bool = False,
     guidance: Callable[[float], float] | None = None,
+    copy: bool = False,
 ) -> Table:
     """A sampler's affine steps between given times, in float64: what `sample` runs."""
-    return fold(sampler.rows(process, times), process, sampler.native, prediction, clip=clip, guidance=guidance)
+    return fold(
+        sampler.rows(process, times), process, sampler.native, prediction, clip=clip, guidance=guidance, copy=copy
+    )
 
 
 def sample(
@@ -64,6 +67,7 @@ def sample(
     noise: str | Callable[[int, int, Tensor], Tensor] = "counter",
     dtype: torch.dtype = torch.float32,
     model_dtype: torch.dtype | None = None,
+    static_output: bool = False,
     device: Any = None,
     callback: Callable[[State], Tensor | None] | None = None,
     progress: bool = False,
@@ -99,7 +103,10 @@ def sample(
             another number of steps has the same noise (one draw a step only); or a function of (stream, number, x).
         dtype: of the state, float32 or float64 (bfloat16 loses 0.035 rms in 50 steps: give ``model_dtype`` instead,
             which the network's input alone is cast to).
-        callback: called with a `State` after each step; a tensor it returns takes the place of x.
+        static_output: the model writes each output over its last one (CUDA graphs, torch.compile's "reduce-overhead"):
+            predictions that later steps read are then copied, in the pass of their own step.
+        callback: called with a `State` after each step; a tensor it returns takes the place of x (not in samplers that
+            step from another state than they call the model at: UniPC's corrector).
         progress: show a bar (tqdm where installed).
         check_finite: a ValueError at the end names the first step whose model output was not finite; nothing waits for
             the device before. Else such values pass through.
@@ -118,9 +125,13 @@ def sample(
             "start_step": start_step, "sample_ids": sample_ids, "dtype": dtype, "device": device,
             "callback": callback, "progress": progress, "full": full, "guidance": guidance, "guide": guide,
             "unconditional": unconditional, "clip": clip, "noise": noise, "model_dtype": model_dtype,
-            "check_finite": check_finite, "differentiable": differentiable,
+            "check_finite": check_finite, "differentiable": differentiable, "static_output": static_output,
         }  # fmt: skip
-        given = {k: v for k, v in options.items() if v is not None and v is not False and v != _DEFAULTS.get(k)}
+        given = {
+            k: v
+            for k, v in options.items()
+            if v is not None and v is not False and not (k in _DEFAULTS and v == _DEFAULTS[k])
+        }
         if refused := sorted(set(given) - sampler.takes):
             raise ValueError(f"{type(sampler).__name__} does not take {', '.join(refused)}")
         return sampler.run(model, process, shape, steps, seed, **given)
@@ -142,11 +153,11 @@ def sample(
         guide = functools.partial(guide or model, **(condition or {} if unconditional is None else unconditional))
     plan = table(
         process, sampler, t[offset:], prediction=prediction or ("x0" if sampler.native in _NATIVE else sampler.native),
-        clip=clip is not None, guidance=weight,
+        clip=clip is not None, guidance=weight, copy=static_output,
     )  # fmt: skip
     run = Loop(
         plan, functools.partial(model, **condition) if condition else model, guide, t, offset, seed, sample_ids, clip,
-        noise, model_dtype, log_prob_reduction, process if prediction == "edm" else None, check_finite,
+        noise, model_dtype, log_prob_reduction, process if prediction == "edm" else None, check_finite, static_output,
     )  # fmt: skip
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         x = run(state, callback, make_bar(progress, t, state.step))

@@ -176,7 +176,7 @@ class PredictorCorrector(Sampler):
     x' = x + k s + (2 k)^{1/2} z with rule "norm": k = 2 a (snr |z| / |s|)^2, norms taken a sample (norms="sample", for
     states of many elements) or, as published code has it, averaged over the batch (norms="batch", which makes samples
     depend on their company); rule "std": k = 2 a (snr sigma)^2 (annealed Langevin). a = (alpha / alpha')^2. Its bias is
-    that of Langevin's steps, O(snr^2), whatever the number of steps.
+    that of Langevin's steps, O(snr^2), whatever the number of steps; `sample`'s clip does not reach their score.
     """
 
     predictor: Sampler = field(default_factory=ReverseDiffusion)

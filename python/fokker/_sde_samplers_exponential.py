@@ -83,7 +83,7 @@ class DPMSolver(Sampler):
     step in lambda, order 3 at its thirds (Lu et al. 2022, algorithms 1 and 2; DPM-Solver++ algorithm 1), ``order``
     calls a step.
 
-    eta (multistep, x0): the reverse SDE whose noise is eta times as strong as its diffusion, x' = (sigma' / sigma)
+    eta (multistep, x0): the reverse SDE whose noise has eta times the variance of its own, x' = (sigma' / sigma)
     e^{-eta h} x + ... + sigma' (1 - e^{-2 eta h})^{1/2} w, with (1 + eta) h for h in the weights (SDE-DPM-Solver++, Lu
     et al. 2022, section 5; Gonzalez et al. 2023). Orders 1, 2, 3 in h for eta = 0, at least 1 in law for eta > 0.
 

@@ -116,15 +116,36 @@ def conversions(process: Any, t: Tensor, given: str, wanted: str) -> tuple[Tenso
     return (-p / s, -q / s) if wanted == "score" else (p, q)
 
 
-def conversion(process: Any, t: float, given: str, wanted: str) -> tuple[float, float]:
-    """`conversions` at one time; a ValueError where they are not finite (x0 of epsilon where alpha = 0, for one)."""
-    p, q = (float(c) for c in conversions(process, torch.tensor(t, dtype=torch.float64), given, wanted))
+def _finite(p: float, q: float, process: Any, t: float, given: str, wanted: str) -> tuple[float, float]:
     if not (math.isfinite(p) and math.isfinite(q)):
         raise ValueError(
             f"a prediction {given!r} does not give {wanted!r} at time {t:.6g}, where alpha = "
             f"{float(process.alpha(t)):.3g}, sigma = {float(process.sigma(t)):.3g}"
         )
     return p, q
+
+
+def conversion(process: Any, t: float, given: str, wanted: str) -> tuple[float, float]:
+    """`conversions` at one time; a ValueError where they are not finite (x0 of epsilon where alpha = 0, for one)."""
+    p, q = (float(c) for c in conversions(process, torch.tensor(t, dtype=torch.float64), given, wanted))
+    return _finite(p, q, process, t, given, wanted)
+
+
+class _Conversions:
+    """`conversion` at the times of all rows, made at once."""
+
+    def __init__(self, process: Any, rows: Sequence[Row]) -> None:
+        self.process, self.found = process, {}
+        self.times = [math.nan if row.time is None else row.time for row in rows]
+
+    def __call__(self, r: int, given: str, wanted: str) -> tuple[float, float]:
+        if given == wanted or wanted == "raw":
+            return 0.0, 1.0
+        if (given, wanted) not in self.found:
+            times = torch.tensor(self.times, dtype=torch.float64)
+            self.found[given, wanted] = [c.tolist() for c in conversions(self.process, times, given, wanted)]
+        p, q = self.found[given, wanted]
+        return _finite(p[r], q[r], self.process, self.times[r], given, wanted)
 
 
 def _used(rows: Sequence[Row]) -> tuple[set[int], int]:
@@ -150,13 +171,16 @@ def fold(
     *,
     clip: bool = False,
     guidance: Callable[[float], float] | None = None,
+    copy: bool = False,
 ) -> Table:
     """Put prediction type, guidance and clipping into the weights, so that a row reads what the network returned.
 
     m0 = P x + Q m of the network's own m, which guidance makes w m + (1 - w) m'. A prediction that later rows read
-    becomes one more result of the same pass. With ``clip`` the pass clamps x0 = p x + q m itself.
+    becomes one more result of the same pass, unless it is the network's output itself (with ``copy`` also then). With
+    ``clip`` the pass clamps x0 = p x + q m itself.
     """
     used, depth = _used(rows)
+    convert = _Conversions(process, rows)
     patterns: dict[Any, int] = {}
     weights: list[list[Any]] = []
     ops: list[Op] = []
@@ -169,14 +193,14 @@ def fold(
         if row.time is not None:
             clamped = clip and row.langevin is None
             wanted = row.native or native
-            first = conversion(process, row.time, prediction, "x0" if clamped else wanted)
-            p, q = conversion(process, row.time, "x0", wanted) if clamped else first
+            first = convert(r, prediction, "x0" if clamped else wanted)
+            p, q = convert(r, "x0", wanted) if clamped else first
             share = guidance(row.time) if guidance else 1.0
             # a clamp and a norm are not linear: they need the guided prediction itself
             mix = share != 1 and (clamped or row.langevin is not None)
             if row.langevin is not None:
                 langevin = (*row.langevin, p, q)
-            if r in used and (clamped or (share != 1 and not mix) or (p, q) != (0.0, 1.0)):
+            if r in used and (copy or clamped or (share != 1 and not mix) or (p, q) != (0.0, 1.0)):
                 results["m0"] = {"m0": 1.0}
             for w in results.values():
                 b = w.pop("m0", 0.0)

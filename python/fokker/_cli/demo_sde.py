@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def job(out: Path, seed: int, *, steps: int = 1600, count: int = 300, calls: tuple[int, ...] = CALLS) -> dict[str, Any]:
+def job(out: Path, seed: int, *, steps: int = 1500, count: int = 200, calls: tuple[int, ...] = CALLS) -> dict[str, Any]:
     """All of the demo; training ``steps``, the number of samples and of ``calls`` make it smaller."""
     from sklearn.datasets import load_digits
 

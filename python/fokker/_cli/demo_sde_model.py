@@ -67,14 +67,14 @@ def train(data: Tensor, process: sde.EDM, steps: int, seed: int, batch: int = 64
     torch.manual_seed(seed)
     model = Denoiser()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.1)
     losses, d = [], process.sigma_data
     for i in progress(range(steps), "training"):
         rows = random.bits(batch, (), seed=seed, step=i, stream=random.Stream.TRAINING_TIME + 100) % len(data)
         x0 = data[rows]
         z = random.normal(batch, (), seed=seed, step=i, stream=random.Stream.TRAINING_TIME)
-        sigma = torch.exp(-0.7 + 1.3 * z).clamp(process.t_min, process.t_max)
+        sigma = torch.exp(-0.4 + 1.2 * z).clamp(process.t_min, process.t_max)
         x = process.diffuse(x0, sigma, seed=seed, step=i)
         s = sigma[:, None]
         scale = torch.sqrt(s * s + d * d)

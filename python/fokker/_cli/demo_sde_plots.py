@@ -47,7 +47,7 @@ def draw_samples(path: Path, results: dict[str, Any]) -> None:
 def draw_distances(path: Path, results: dict[str, Any]) -> None:
     """The distance of samples to real ones over the calls they took, for the exact score and for the network."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", sharey=True)
     titles = {"exact": "the digits' exact score, to fresh draws", "network": "trained denoiser, to held-out digits"}
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         for colour, (name, rows) in zip(COLOURS, results[kind]["rows"].items(), strict=True):
@@ -55,7 +55,7 @@ def draw_distances(path: Path, results: dict[str, Any]) -> None:
             noisy = "--" if any(w in name for w in ("churn", "ancestral", "SDE", "Langevin")) else "-"
             axis.plot(calls, np.maximum(distances, LEAST), noisy, color=colour, marker="o", ms=4, label=name)
         axis.axhspan(LEAST, max(results[kind]["floor"], LEAST), color="black", alpha=0.08, lw=0)
-        axis.text(results["calls"][0], results[kind]["floor"], " as real ones are (95%)", fontsize=9, va="top")
+        axis.text(results["calls"][0], 1.05 * LEAST, "as real ones are (95% of them)", fontsize=9, va="bottom")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_ylim(bottom=LEAST)
@@ -65,6 +65,6 @@ def draw_distances(path: Path, results: dict[str, Any]) -> None:
         axis.set_title(title, fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("MMD (three Gaussian kernels)")
-    axes[1].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
