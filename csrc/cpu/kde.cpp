@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "cpu/kde_pass.h"
+#include "cpu/kde_prune.h"
+#include "cpu/kde_sample.h"
 #include "cpu/kde_scan.h"
 
 namespace fokker::cpu {
@@ -83,9 +85,11 @@ template <typename T> void kde_sums(const KdeSums& given) {
   KdeScan scan;
   scan.run<T>(call, call.highest && metric == Metric::product);
   const bool relative = call.weighting == KdeSums::Values::slope || !call.v;
-  const bool bounded = gaussian && call.d <= kSmallDim && !call.shift && !call.square && !call.delta &&
-                       call.bandwidth_kind != KdeSums::Bandwidth::per_datum && !scan.poisoned &&
-                       (call.weighting == KdeSums::Values::none || !call.values || relative);
+  const bool small = gaussian && call.d <= kSmallDim && !scan.poisoned &&
+                     call.bandwidth_kind != KdeSums::Bandwidth::per_datum && !(call.shift && call.square) &&
+                     scan.widest < (sizeof(T) == 4 ? 1e36 : 1e300) &&
+                     (call.weighting == KdeSums::Values::none || !call.values || relative);
+  const bool bounded = small && !call.shift;
   const bool check = call.highest && gaussian && !scan.poisoned;
   std::vector<double> log_sum, square;
   const auto provide = [&](double*& out, std::vector<double>& own) {
@@ -95,20 +99,24 @@ template <typename T> void kde_sums(const KdeSums& given) {
   };
   if (bounded || check) provide(call.log_sum, log_sum);
   if (check && metric == Metric::product && !call.shift) provide(call.square, square);
-  auto general = std::make_unique<KdePass<T, T>>(call, scan, metric);  // let go before data are packed in double
-  if (!bounded && !check) return general->run(nullptr, call.n);
+  std::unique_ptr<KdeTiles<T>> tiles;
+  if (should_prune<T>(call, scan, small)) tiles = std::make_unique<KdeTiles<T>>(call, scan);
+  const std::int64_t* all = tiles ? tiles->queries.data() : nullptr;
+  // Let go before data are packed in double.
+  auto general = std::make_unique<KdePass<T, T>>(call, scan, metric, false, call.shift ? nullptr : tiles.get());
+  if (!small && !check) return general->run(all, call.n);
 
-  // A sample first: where most queries will be done again, all go there at once.
+  // A sample first: where most queries will be done again, all go there at once. (Pruned, the first time is cheap.)
   constexpr std::int64_t sample = 64;
   const std::int64_t stride = call.n / sample;
   std::vector<std::int64_t> some, queries;
-  for (std::int64_t s = 0; call.n >= 8 * sample && s < sample; ++s) some.push_back(s * stride);
+  for (std::int64_t s = 0; !tiles && call.n >= 8 * sample && s < sample; ++s) some.push_back(s * stride);
   const auto most = [&] { return 2 * queries.size() > some.size() && !some.empty(); };
   const auto collect = [&](const std::vector<std::int64_t>* among, auto&& fails) {
     queries.clear();
     const std::int64_t count = among ? static_cast<std::int64_t>(among->size()) : call.n;
     for (std::int64_t s = 0; s < count; ++s) {
-      const std::int64_t i = among ? (*among)[static_cast<std::size_t>(s)] : s;
+      const std::int64_t i = among ? (*among)[static_cast<std::size_t>(s)] : all ? all[s] : s;
       if (fails(i)) queries.push_back(i);
     }
   };
@@ -116,17 +124,18 @@ template <typename T> void kde_sums(const KdeSums& given) {
     if (!list.empty()) pass.run(list.data(), static_cast<std::int64_t>(list.size()));
   };
 
-  bool all_general = !bounded;
-  if (bounded) {
-    // Sums so small that weights worth keeping are lost below the least normal number.
-    const double bits = (sizeof(T) == 4 ? 126 - 27 : 1022 - 56) - std::log2(static_cast<double>(call.m));
-    const auto faint = [&](std::int64_t i) { return !(call.log_sum[i] >= scan.top_bias - kLn2 * bits); };
-    KdePass<T, T> pass(call, scan, metric, true);
-    run(pass, some);
-    collect(&some, faint);
-    all_general = most();
-    if (!all_general) {
-      pass.run(nullptr, call.n);
+  bool all_general = !small;
+  if (small) {
+    const double least = scan.top_bias - kLn2 * kde_faint_bits<T>(call);
+    const auto faint = [&](std::int64_t i) { return !(call.log_sum[i] >= least); };
+    KdePass<T, T> pass(call, scan, metric, true, tiles.get());
+    if (bounded) {
+      run(pass, some);
+      collect(&some, faint);
+      all_general = most();
+    }
+    if (!all_general) pass.run(all, call.n);
+    if (bounded && !all_general) {
       collect(nullptr, faint);
       run(*general, queries);
     }
@@ -143,7 +152,7 @@ template <typename T> void kde_sums(const KdeSums& given) {
         return again<T>(call, scan, bound, queries);
       }
     }
-    general->run(nullptr, call.n);
+    general->run(all, call.n);
   }
   if (!check) return;
   collect(nullptr, inexact);

@@ -3,6 +3,7 @@
 
 #include "cpu/kde_plan.h"
 #include "cpu/kde_prepare.inc.h"
+#include "cpu/kde_prune.inc.h"
 #include "cpu/kde_row.inc.h"
 #include "cpu/kde_small.inc.h"
 #include "cpu/kde_tile.inc.h"
@@ -10,7 +11,9 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-constexpr std::int64_t kTileBytes = 448 << 10;  // of data beside a tile, for a second-level cache that others use too
+// Of data beside a tile, for a second-level cache that others use too: a megabyte or more where there is AVX-512. Sums
+// of values are touched once a tile, so that long tiles pay.
+constexpr std::int64_t kTileBytes = 448 << 10, kValueTileBytes = (kVectorBytes == 64 ? 900 : 448) << 10;
 
 // Groups of kRows queries, coordinate by coordinate; the last group repeats the last query.
 template <typename T, typename A> void pack_queries(const KdeBlock<T, A>& b, A* to) {
@@ -83,6 +86,20 @@ template <typename T, typename A> Finish<T, A> choose_finish(math::Kernel kernel
   return &gaussian_row<T, A>;
 }
 
+template <typename T, typename A>
+using SumTile = void (*)(const KdeBlock<T, A>&, const A*, const A*, std::int64_t, std::int64_t, double*, double*);
+
+// sum_tile, or null where more is wanted than it gives, or powers of two wrap around instead of overflowing.
+template <typename T, typename A> SumTile<T, A> choose_sum(const KdeBlock<T, A>& b) {
+  if constexpr (sizeof(T) == sizeof(A) && kVectorBytes == 64) {
+    if (b.metric != Metric::product || b.general || b.fixed || b.values || b.delta) return nullptr;
+    if constexpr (sizeof(A) == 4)
+      if (b.block_length == 16) return &sum_tile<16, T>;
+    return b.block_length ? &sum_tile<64, T> : &sum_tile<0, T>;
+  }
+  return nullptr;
+}
+
 template <typename T, typename A> struct Workspace {
   alignas(64) T tile[kRows * kTileStride<T>] = {};
   Factors<T> factors;
@@ -90,8 +107,8 @@ template <typename T, typename A> struct Workspace {
 
 // The place of the datum that query i leaves out, from `column` on; any place outside the tile: none.
 template <typename T, typename A> std::int64_t excluded(const KdeBlock<T, A>& b, int i, std::int64_t column) {
-  if (b.call->exclude == INT64_MIN) return -1;
-  return (b.queries ? b.queries[i] : b.query_begin + i) + b.call->exclude - b.chunk->begin - column;
+  const std::int64_t at = kde_excluded(b, b.queries ? b.queries[i] : b.query_begin + i);
+  return at < 0 ? -1 : at - column;
 }
 template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::int64_t column, std::int64_t count,
                                                  int first, int rows, T* tile, T* most) {
@@ -101,6 +118,21 @@ template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::i
     T* row = tile + r * kTileStride<T>;
     if (j >= 0 && j < count) row[j] = -math::infinity<T>(), most[r] = *std::max_element(row, row + count);
   }
+}
+
+// Sums of a group of queries by sum_tile; false, with nothing done, where a top has to be raised or a datum left out.
+template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, SumTile<T, A> sum, const A* x, const A* top,
+                                                std::int64_t column, std::int64_t count, int first, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    const std::int64_t j = excluded(b, first + r, column);
+    if (b.rows[first + r].fresh || (j >= 0 && j < count)) return false;
+  }
+  double sums[kRows], squares[kRows];
+  sum(b, x, top, column, count, sums, squares);
+  for (int r = 0; r < rows; ++r)
+    if (!(sums[r] < kMostSum)) return false;
+  for (int r = 0; r < rows; ++r) b.rows[first + r].sum += sums[r], b.rows[first + r].square += squares[r];
+  return true;
 }
 
 // Where exponents are rounded to a narrower T they must be small: starts from the first panel's top.
@@ -130,6 +162,7 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
   constexpr bool narrow = sizeof(T) < sizeof(A);
   const bool raw = !b.gaussian;
   const Fill<T, A> fill = choose_fill<T, A>(b);
+  const SumTile<T, A> sum_only = choose_sum(b);
   const Finish<T, A> finish = choose_finish<T, A>(b.call->kernel);
   const FlushSubnormals flush;
   AlignedArray<A> x;
@@ -145,57 +178,70 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
 
   const std::int64_t bytes =
       d * static_cast<std::int64_t>(sizeof(A)) + (b.values ? b.value_stride * static_cast<std::int64_t>(sizeof(T)) : 0);
-  const std::int64_t step =
-      std::clamp<std::int64_t>(kTileBytes / (bytes * kPanel<T>), 1, kTile<T> / kPanel<T>) * kPanel<T>;
-  for (std::int64_t column = b.column_begin; column < b.column_end; column += step) {
-    const std::int64_t count = std::min(step, b.column_end - column);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const int first = static_cast<int>(g) * kRows, rows = std::min(kRows, b.count - first);
-      const A* xg = x.get() + first * d;
-      A top[kRows] = {}, row_scale[kRows] = {}, row_norm[kRows] = {};
-      bool fresh = false;
-      for (int r = 0; r < rows; ++r) {
-        top[r] = static_cast<A>(b.rows[first + r].top);
-        row_scale[r] = b.row_scale[first + r], row_norm[r] = b.row_norm[first + r];
-        fresh = fresh || b.rows[first + r].fresh;
-      }
-      if (narrow && fresh && !b.fixed)
-        find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
-      T most[kRows];
-      const auto refill = [&] {
-        fill(b, xg, top, row_scale, row_norm, column, count, tile, most);
-        if (!raw) leave_out(b, column, count, first, rows, tile, most);
-      };
-      refill();
-      if (narrow && !b.fixed) {
-        bool again = false;
+  const std::int64_t step = std::clamp<std::int64_t>((b.values ? kValueTileBytes : kTileBytes) / (bytes * kPanel<T>), 1,
+                                                     kTile<T> / kPanel<T>) *
+                            kPanel<T>;
+  for (std::int64_t run = 0; run < b.run_count; ++run)
+    for (std::int64_t column = b.runs[run].begin; column < b.runs[run].end; column += step) {
+      const std::int64_t count = std::min(step, b.runs[run].end - column);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const int first = static_cast<int>(g) * kRows, rows = std::min(kRows, b.count - first);
+        const A* xg = x.get() + first * d;
+        A top[kRows] = {}, row_scale[kRows] = {}, row_norm[kRows] = {};
+        bool fresh = false;
         for (int r = 0; r < rows; ++r) {
-          KdeRow& row = b.rows[first + r];
-          if (!(most[r] > T(64))) continue;
-          const double up = std::ceil(static_cast<double>(most[r]));
-          if (row.fresh) row.top += up;
-          else raise_top(row, up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
-          top[r] = static_cast<A>(row.top), again = true;
+          top[r] = static_cast<A>(b.rows[first + r].top);
+          row_scale[r] = b.row_scale[first + r], row_norm[r] = b.row_norm[first + r];
+          fresh = fresh || b.rows[first + r].fresh;
         }
-        if (again) refill();
-      }
-      bool any = false;
-      for (int r = 0; r < rows; ++r) {
-        const int i = first + r;
-        T* w = tile + r * kTileStride<T>;
-        T* sums = b.sums + i * b.value_stride;
-        const bool counts = finish(b, w, most[r], column, count, raw ? excluded(b, i, column) : -1,
-                                   static_cast<T>(row_scale[r]), &work->factors, b.rows[i], sums);
-        any = any || counts;
-        if (b.signs && counts) {
-          const T* from = static_cast<const T*>(b.call->x) + (b.queries ? b.queries[i] : b.query_begin + i) * d;
-          std::copy(from, from + d, query.get());
-          add_signs(b, w, column, count, query.get(), sums);
+        if (sum_only && add_tile(b, sum_only, xg, top, column, count, first, rows)) continue;
+        if (narrow && fresh && !b.fixed)
+          find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
+        T most[kRows];
+        const auto refill = [&] {
+          fill(b, xg, top, row_scale, row_norm, column, count, tile, most);
+          if (!raw) leave_out(b, column, count, first, rows, tile, most);
+        };
+        refill();
+        // Exponents far from the top were rounded as the differences that they are: once more, from a top nearby.
+        const auto raised = [&] {
+          bool any = false;
+          for (int r = 0; r < rows; ++r) {
+            KdeRow& row = b.rows[first + r];
+            const bool below = narrow && row.fresh && most[r] < -kFarAbove<T> && most[r] > -math::infinity<T>();
+            if (!(most[r] > kFarAbove<T>) && !below) continue;
+            const double up = to_nearby<A>(row.top, most[r]);
+            if (row.fresh) row.top += up;
+            else raise_top(row, up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
+            top[r] = static_cast<A>(row.top), any = true;
+          }
+          return any;
+        };
+        while (!raw && !b.fixed && raised()) refill();
+        bool any = false;
+        for (int r = 0; r < rows; ++r) {
+          const int i = first + r;
+          T* w = tile + r * kTileStride<T>;
+          T* sums = b.sums + i * b.value_stride;
+          const bool counts = finish(b, w, most[r], column, count, raw ? excluded(b, i, column) : -1,
+                                     static_cast<T>(row_scale[r]), &work->factors, b.rows[i], sums);
+          any = any || counts;
+          if (b.signs && counts) {
+            const T* from = static_cast<const T*>(b.call->x) + (b.queries ? b.queries[i] : b.query_begin + i) * d;
+            std::copy(from, from + d, query.get());
+            add_signs(b, w, column, count, query.get(), sums);
+          }
         }
+        if (!b.values || b.signs || !any) continue;
+        T* sums = b.sums + first * b.value_stride;
+        if constexpr (!narrow)
+          if (b.offsets) {
+            add_offsets(b, xg, tile, column, count, rows, sums);
+            continue;
+          }
+        add_values(b, tile, column, count, rows, sums);
       }
-      if (b.values && !b.signs && any) add_values(b, tile, column, count, rows, b.sums + first * b.value_stride);
     }
-  }
 }
 
 #define FK_INSTANTIATE(T, A)                                \
@@ -206,6 +252,8 @@ FK_INSTANTIATE(float, float)
 FK_INSTANTIATE(double, double)
 FK_INSTANTIATE(float, double)
 #undef FK_INSTANTIATE
+template bool kde_add_rows<float>(const float*, std::int64_t, std::int64_t, double*, double*);
+template bool kde_add_rows<double>(const double*, std::int64_t, std::int64_t, double*, double*);
 template bool kde_add_row<float>(const float*, std::int64_t, double*, double*);
 template bool kde_add_row<double>(const double*, std::int64_t, double*, double*);
 

@@ -3,29 +3,28 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <optional>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/kde_pack.h"
 #include "cpu/kde_plan.h"
+#include "cpu/kde_prune.h"
 #include "cpu/kde_scan.h"
 #include "cpu/parallel.h"
 
 namespace fokker::cpu {
 
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
-constexpr double kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
 // Working memory: packed data, sums of values, packed queries of a block.
 constexpr std::int64_t kChunkBytes = 32 << 20, kSumBytes = 8 << 20, kGroupRows = 1 << 16, kQueryBytes = 1 << 20;
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // One pass over some of the queries with exponentials in T and coordinates in A.
 template <typename T, typename A> class KdePass {
  public:
-  // bounded: by kde_small.
-  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric, bool bounded = false)
-      : call_(call), scan_(scan), bounded_(bounded) {
+  // small: by kde_small. tiles: leave out what cannot count.
+  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric, bool small = false,
+          const KdeTiles<T>* tiles = nullptr)
+      : call_(call), scan_(scan), small_(small), tiles_(tiles) {
     KdeBlock<T, A>& b = block_;
     b.call = &call;
     b.metric = metric;
@@ -37,12 +36,19 @@ template <typename T, typename A> class KdePass {
     b.values = call.values && call.weighting != KdeSums::Values::none;
     b.by_slope = call.weighting == KdeSums::Values::slope;
     b.signs = b.values && b.by_slope && call.kernel == math::Kernel::laplace;
+    relative_ = b.by_slope || !call.v;  // the values are y - x_i
+    b.offsets = b.values && relative_ && !b.signs && metric == Metric::square && call.d <= 4 && sizeof(T) == sizeof(A);
+    b.form = b.fixed               ? KdeForm::fixed
+             : b.square || b.delta ? KdeForm::moments
+             : b.values            ? KdeForm::values
+                                   : KdeForm::sum;
     b.negligible = (sizeof(T) == 4 ? 27 : 56) + std::log2(static_cast<double>(call.m));
     b.centre = metric == Metric::product ? scan.centre.data() : nullptr;
-    kernel_ = choose_kernel(bounded), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
-    relative_ = b.by_slope || !call.v;  // the values are y - x_i
+    b.place = tiles ? tiles->place.data() : nullptr;
+    kernel_ = choose_kernel(small), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
     dv_ = relative_ ? call.d : call.dv;
-    const std::int64_t vectors = b.values ? ceil_div(dv_, shape_.lanes) : 0, wide = shape_.panel_vectors;
+    const bool sums = small ? b.form != KdeForm::sum : b.values;
+    const std::int64_t vectors = sums ? ceil_div(dv_, shape_.lanes) : 0, wide = shape_.panel_vectors;
     b.value_stride = vectors * shape_.lanes;
     b.width = vectors ? ceil_div(vectors, ceil_div(vectors, wide)) * shape_.lanes : shape_.lanes;
     // The exponent's scale as the kernel has it, so that norms and products belong to the same bandwidth.
@@ -50,45 +56,58 @@ template <typename T, typename A> class KdePass {
       const double h = call.bandwidth[0];
       b.scale = static_cast<A>(metric == Metric::product ? kLog2E / (h * h) : -0.5 * kLog2E / (h * h));
     }
+    pack_.emplace(block_, scan, shape_, small, tiles ? tiles->order.data() : nullptr);
   }
 
   // Rows `queries` (null: 0, 1, ...) of the call, n of them.
   void run(const std::int64_t* queries, std::int64_t n) {
-    const std::int64_t column_bytes = call_.d * static_cast<std::int64_t>(sizeof(A)) +
-                                      block_.value_stride * static_cast<std::int64_t>(sizeof(T)) + 48;
-    const std::int64_t columns =
-        std::max<std::int64_t>(kChunkBytes / column_bytes / shape_.unit * shape_.unit, shape_.unit * 4);
+    const std::int64_t coordinates = call_.d * static_cast<std::int64_t>(sizeof(A)),
+                       value_bytes = block_.value_stride * static_cast<std::int64_t>(sizeof(T)),
+                       column_bytes = coordinates + (small_ ? 2 * sizeof(A) : value_bytes + 48);
+    const std::int64_t unit = tiles_ ? kTileData : shape_.unit;
+    const std::int64_t columns = std::max<std::int64_t>(kChunkBytes / column_bytes / unit * unit, unit * 4);
     const std::int64_t chunks = ceil_div(call_.m, columns);
     const std::int64_t most_rows =
-        std::max<std::int64_t>(kQueryBytes / (call_.d * sizeof(A)) / shape_.rows * shape_.rows, shape_.rows);
-    const std::int64_t block_rows = std::min<std::int64_t>(most_rows, n >= 8192 ? 256 : n >= 4096 ? 128 : 64);
+        std::max<std::int64_t>(kQueryBytes / coordinates / shape_.rows * shape_.rows, shape_.rows);
+    const std::int64_t block_rows = tiles_ ? kBlockQueries
+                                           : std::min<std::int64_t>(most_rows, n >= 8192   ? 256
+                                                                               : n >= 4096 ? 128
+                                                                                           : 64);
     const std::int64_t tiles = ceil_div(std::min(columns, call_.m), shape_.tile);
     const std::int64_t splits =
-        std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));
+        tiles_ ? 1
+               : std::min<std::int64_t>(ceil_div(32, ceil_div(n, block_rows)), std::max<std::int64_t>(tiles / 2, 1));
     std::int64_t group = kGroupRows;
-    if (block_.values) group = std::min<std::int64_t>(group, kSumBytes / (block_.value_stride * sizeof(T) * splits));
+    if (block_.value_stride)
+      group = std::min<std::int64_t>(group, kSumBytes / (block_.value_stride * sizeof(T) * splits));
     group = std::max<std::int64_t>(group / block_rows, 1) * block_rows;
     for (std::int64_t first = 0; first < n; first += group) {
       const std::int64_t count = std::min(group, n - first);
       start(queries, first, count, splits);
       for (std::int64_t c = 0; c < chunks; ++c) {
-        if (chunks > 1 || first == 0) pack(c * columns, std::min(columns, call_.m - c * columns));
+        pack_->run(c * columns, std::min(columns, call_.m - c * columns));
+        const KdeChunk<T, A>& chunk = pack_->chunk();
         const std::int64_t blocks = ceil_div(count, block_rows);
-        const std::int64_t per_split = ceil_div(ceil_div(chunk_.padded, splits), shape_.unit) * shape_.unit;
+        const std::int64_t per_split = ceil_div(ceil_div(chunk.padded, splits), shape_.unit) * shape_.unit;
         parallel_for(blocks * splits, 1, [&](std::int64_t begin, std::int64_t end) {
+          KdeVisits<T> visits;
           for (std::int64_t item = begin; item < end; ++item) {
             const std::int64_t at = item / splits * block_rows, split = item % splits;
             KdeBlock<T, A> b = block_;
-            b.chunk = &chunk_;
-            b.column_begin = std::min(split * per_split, chunk_.padded);
-            b.column_end = std::min(b.column_begin + per_split, chunk_.padded);
+            b.chunk = &chunk;
             b.queries = queries ? queries + first + at : nullptr;
             b.query_begin = first + at;
             b.count = static_cast<int>(std::min(block_rows, count - at));
             b.row_scale = row_scale_.get() + at, b.row_norm = row_norm_.get() + at;
             b.rows = rows_.data() + split * count + at;
             b.sums = sums_.get() + (split * count + at) * b.value_stride;
-            if (b.column_begin < b.column_end) kernel_(&b);
+            if (tiles_ && queries) visit(b, visits, kPruneBits<T> + std::log2(static_cast<double>(chunks)));
+            else {
+              const KdeRun all{std::min(split * per_split, chunk.padded),
+                               std::min((split + 1) * per_split, chunk.padded)};
+              b.runs = &all, b.run_count = all.begin < all.end;
+              kernel_(&b);
+            }
           }
         });
       }
@@ -106,14 +125,59 @@ template <typename T, typename A> class KdePass {
   using Shape = KdeShape (*)(const KdeBlock<T, A>*);
   using Centre = double (*)(const T*, const double*, std::int64_t, A*);
   static Centre choose_centre() { return FK_PER_ISA_OVERLOAD(kde_centre, Centre); }
-  static Kernel choose_kernel(bool bounded) {
+  static Kernel choose_kernel(bool small) {
     if constexpr (sizeof(T) == sizeof(A))
-      if (bounded) return FK_PER_ISA(kde_small, T);
+      if (small) return FK_PER_ISA(kde_small, T);
     return FK_PER_ISA_OVERLOAD(kde_block, Kernel);
   }
   static Shape choose_shape() { return FK_PER_ISA_OVERLOAD(kde_shape, Shape); }
 
-  double inverse_square(double h) const { return 1 / (call_.kernel == math::Kernel::laplace ? h : h * h); }
+  double inverse_square(double h) const { return cpu::inverse_square(call_, h); }
+
+  // A block of queries against the tiles that count for it, nearest first; what is left out of this chunk is below
+  // 2^-bits of every query's sum.
+  void visit(KdeBlock<T, A>& b, KdeVisits<T>& visits, double bits) {
+    KdeBounds<T> bounds;
+    const std::int64_t tile = b.chunk->begin / kTileData, count = ceil_div(b.chunk->count, kTileData);
+    if (!tiles_->bounds(b.queries, b.count, tile, count, bounds)) return;
+    double ceiling = kInfinity;
+    if (b.fixed) {  // where exponents less the top are about 0 at most
+      ceiling = -kInfinity;
+      for (int r = 0; r < b.count; ++r) ceiling = std::max(ceiling, b.rows[r].top);
+      ceiling += std::log2(kTileData * tiles_->most_weight) + 8;
+    }
+    visits.measure(bounds, ceiling);
+    const auto sum = [&](const KdeBlock<T, A>& block, int from, int to) {
+      const std::vector<KdeRun>& runs = visits.runs(from, to, block.chunk->padded);
+      KdeBlock<T, A> some = block;
+      some.runs = runs.data(), some.run_count = static_cast<std::int64_t>(runs.size());
+      kernel_(&some);
+    };
+    constexpr int near = KdeVisits<T>::kNear;
+    if (b.fixed) {  // weights of any sign: what counts is the sum of their sizes
+      KdeRow rows[kBlockQueries];
+      std::copy(b.rows, b.rows + b.count, rows);
+      KdeBlock<T, A> sizes = b;
+      sizes.form = KdeForm::absolute, sizes.rows = rows;
+      for (KdeRow& row : rows) row.sum = 0;
+      sum(sizes, 0, 2);
+      return sum(b, 0, visits.cut(least(b, rows) - bits));
+    }
+    sum(b, 0, near);
+    sum(b, near, visits.cut(least(b, b.rows) - bits));
+  }
+
+  // log2 of the least sum of a block's finite queries; not below what would be done again or is lost in any case.
+  double least(const KdeBlock<T, A>& b, const KdeRow* rows) const {
+    double least = kInfinity;
+    for (int r = 0; r < b.count; ++r) {
+      if (!tiles_->finite(b.queries[r])) continue;
+      const double floor = small_ ? rows[r].top - kde_faint_bits<T>(call_) : -kInfinity;
+      const double log = rows[r].sum > 0 ? std::max(rows[r].top + std::log2(rows[r].sum), floor) : floor;
+      if (!(log >= least)) least = log;
+    }
+    return least;
+  }
 
   // The part of the exponent (base 2) that the product form leaves to the end.
   double rest(std::int64_t i) const {
@@ -125,7 +189,7 @@ template <typename T, typename A> class KdePass {
 
   void start(const std::int64_t* queries, std::int64_t first, std::int64_t count, std::int64_t splits) {
     KdeRow row;
-    row.fresh = !bounded_;
+    row.fresh = !small_;
     rows_.assign(static_cast<std::size_t>(count * splits), row);
     row_scale_.resize(count), row_norm_.resize(count);
     sums_.resize(std::max<std::int64_t>(count * splits * block_.value_stride, 1));
@@ -155,78 +219,6 @@ template <typename T, typename A> class KdePass {
         for (std::int64_t s = 0; s < splits; ++s) rows_[s * count + i].top = whole;
       }
     }
-  }
-
-  void pack(std::int64_t begin, std::int64_t count) {
-    KdeChunk<T, A>& c = chunk_;
-    const std::int64_t d = call_.d, panel = shape_.panel, stride = block_.value_stride;
-    c.begin = begin, c.count = count, c.padded = ceil_div(count, shape_.unit) * shape_.unit;
-    c.panels.resize(c.padded * d);
-    c.values.resize(std::max<std::int64_t>(c.padded * stride, 1));
-    for (AlignedArray<A>* a : {&c.term, &c.norm, &c.scale}) a->resize(c.padded);
-    for (AlignedArray<T>* a : {&c.bias, &c.weight, &c.slope}) a->resize(c.padded);
-    parallel_for(c.padded / panel, 1 + 4096 / (panel * d), [&](std::int64_t begin_panel, std::int64_t end_panel) {
-      for (std::int64_t p = begin_panel; p < end_panel; ++p) pack_panel(p * panel);
-    });
-  }
-
-  bool used(std::int64_t j) const { return j < chunk_.count && !scan_.dropped(chunk_.begin + j); }
-
-  void pack_panel(std::int64_t first) {
-    constexpr std::int64_t length = 64, most = 64;
-    const std::int64_t d = call_.d, panel = shape_.panel, stride = block_.value_stride;
-    const T *y = static_cast<const T*>(call_.y), *v = static_cast<const T*>(call_.v);
-    A rows[most][length];
-    double norms[most] = {};
-    A* out = chunk_.panels.get() + first * d;
-    for (std::int64_t k = 0; k < d; k += length) {
-      const std::int64_t count = std::min(length, d - k);
-      for (std::int64_t j = 0; j < panel; ++j) {
-        const std::int64_t datum = chunk_.begin + first + j;
-        if (used(first + j))
-          norms[j] += centre_(y + datum * d + k, block_.centre ? block_.centre + k : nullptr, count, rows[j]);
-        else std::fill(rows[j], rows[j] + count, A(0));
-      }
-      for (std::int64_t i = 0; i < count; ++i)
-        for (std::int64_t j = 0; j < panel; ++j) out[(k + i) * panel + j] = rows[j][i];
-    }
-    for (std::int64_t j = first; j < first + panel; ++j) {
-      const std::int64_t datum = chunk_.begin + j;
-      const bool real = used(j);
-      pack_terms(j, datum, real, norms[j - first]);
-      for (std::int64_t at = 0; at < stride; at += block_.width) {
-        const std::int64_t width = std::min(block_.width, stride - at), count = std::min(width, dv_ - at);
-        T* row = chunk_.values.get() + at * chunk_.padded + j * width;
-        std::fill(row, row + width, T(0));
-        if (!real) continue;
-        const T* from = relative_ ? y + datum * call_.d + at : v + datum * dv_ + at;
-        if (!relative_ || block_.signs) std::copy(from, from + count, row);
-        else
-          for (std::int64_t k = 0; k < count; ++k)
-            row[k] = static_cast<T>(static_cast<double>(from[k]) - scan_.centre[at + k]);
-      }
-    }
-  }
-
-  void pack_terms(std::int64_t j, std::int64_t datum, bool real, double norm) {
-    KdeChunk<T, A>& c = chunk_;
-    double bias = -kInfinity, scale = 1, slope = 1, weight = 1;
-    if (real) {
-      bias = call_.bias ? (call_.bias[datum] - scan_.top_bias) * kLog2E : 0;
-      if (call_.weight)
-        block_.fixed ? void(weight = call_.weight[datum]) : void(bias += std::log2(call_.weight[datum]));
-      if (call_.bandwidth_kind == KdeSums::Bandwidth::per_datum) scale = slope = inverse_square(call_.bandwidth[datum]);
-    }
-    double term = bias;
-    if (block_.gaussian && real && block_.metric == Metric::product && !block_.general)
-      term -= 0.5 * static_cast<double>(block_.scale) * norm;
-    c.term[j] = static_cast<A>(term);
-    c.norm[j] = static_cast<A>(block_.metric == Metric::product ? -0.5 * norm : 0.0);
-    c.scale[j] = static_cast<A>(scale);
-    c.slope[j] = static_cast<T>(slope);
-    c.weight[j] = static_cast<T>(weight);
-    c.bias[j] =
-        static_cast<T>(block_.gaussian && !std::isfinite(bias) ? 0.0 : bias);  // a moment takes it off the exponent
   }
 
   void merge(std::int64_t to, std::int64_t from) {
@@ -267,7 +259,8 @@ template <typename T, typename A> class KdePass {
     const double left_out = nan || empty ? 0 : rest(i);
     double log_sum = kLn2 * (row.top + std::log2(row.sum) + left_out) + scan_.top_bias, factor = 1 / row.sum;
     double delta = row.delta, square = row.square * factor * factor;
-    if (block_.gaussian) delta = -2 * kLn2 * (row.delta + (row.top + left_out) * row.sum);
+    if (small_) delta *= inverse_square(h);
+    else if (block_.gaussian) delta = -2 * kLn2 * (row.delta + (row.top + left_out) * row.sum);
     if (block_.fixed) factor = parts_[i], log_sum = row.sum * factor, square = row.square * factor * factor;
     if (nan) log_sum = square = delta = kNaN, factor = kNaN;
     else if (empty) log_sum = block_.fixed ? 0 : -kInfinity, square = delta = factor = 0;
@@ -280,16 +273,18 @@ template <typename T, typename A> class KdePass {
     const double scale = factor * (block_.by_slope ? inverse_square(h) : 1.0);
     for (std::int64_t k = 0; k < dv_; ++k) {
       double value = static_cast<double>(sums[k]);
-      if (relative_ && !block_.signs && !empty) value -= row.slope * (static_cast<double>(x[k]) - scan_.centre[k]);
+      if (relative_ && !block_.signs && !block_.offsets && !empty)
+        value -= row.slope * (static_cast<double>(x[k]) - scan_.centre[k]);
       out[k] = static_cast<T>(nan ? kNaN : empty ? 0.0 : value * scale);
     }
   }
 
   const KdeSums& call_;
   const KdeScan& scan_;
-  const bool bounded_;
+  const bool small_;
+  const KdeTiles<T>* const tiles_;
   KdeBlock<T, A> block_{};
-  KdeChunk<T, A> chunk_;
+  std::optional<KdePack<T, A>> pack_;
   KdeShape shape_{};
   Kernel kernel_;
   Centre centre_;

@@ -64,4 +64,49 @@ bool kde_add_row(const T* __restrict row, std::int64_t d, double* __restrict sum
   return true;
 }
 
+namespace {
+
+template <int D, typename T>
+bool add_rows(const T* __restrict y, std::int64_t rows, double* __restrict sum, double* __restrict square) {
+  constexpr int lanes = 16 * D;  // every lane sees one coordinate
+  T zero[lanes] = {};
+  double sums[lanes] = {}, squares[lanes] = {};
+  std::int64_t j = 0;
+  for (; j + 16 <= rows; j += 16) {
+    const T* __restrict from = y + j * D;
+#pragma omp simd
+    for (int l = 0; l < lanes; ++l) {
+      const double t = static_cast<double>(from[l]);
+      zero[l] += from[l] * T(0);
+      sums[l] += t;
+      squares[l] = math::mad(t, t, squares[l]);
+    }
+  }
+  for (int l = 0; l < static_cast<int>(rows - j) * D; ++l) {
+    const double t = static_cast<double>(y[j * D + l]);
+    zero[l] += y[j * D + l] * T(0);
+    sums[l] += t, squares[l] += t * t;
+  }
+  for (int l = 1; l < lanes; ++l) zero[0] += zero[l];
+  if (zero[0] != T(0)) return false;
+  for (int l = 0; l < lanes; ++l) sum[l % D] += sums[l], square[l % D] += squares[l];
+  return true;
+}
+
+}  // namespace
+
+// Adds rows of up to four coordinates to column sums if all are finite; else false, adding nothing.
+template <typename T> bool kde_add_rows(const T* y, std::int64_t rows, std::int64_t d, double* sum, double* square) {
+  switch (d) {
+    case 1:
+      return add_rows<1>(y, rows, sum, square);
+    case 2:
+      return add_rows<2>(y, rows, sum, square);
+    case 3:
+      return add_rows<3>(y, rows, sum, square);
+    default:
+      return add_rows<4>(y, rows, sum, square);
+  }
+}
+
 }  // namespace fokker::cpu::FK_ISA

@@ -9,7 +9,9 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-template <typename T> constexpr T kHeadroom = T(8);  // exponents may pass the top by this much before it is raised
+template <typename T> constexpr T kHeadroom = T(8);   // exponents may pass the top by this much before it is raised
+template <typename T> constexpr T kFarAbove = T(64);  // no more than this at once without rounding errors that show
+constexpr double kForgotten = 1100;                   // nothing is left of sums this far below
 template <typename T> constexpr T kLowest = sizeof(T) == 4 ? T(-150) : T(-1080);  // 2^x is 0 from here on
 
 template <typename T> constexpr T kMost = sizeof(T) == 4 ? T(1e37) : T(1e307);  // squared distances beyond: 0 * inf
@@ -25,9 +27,20 @@ template <typename T> struct Factors {
 template <typename T> inline void raise_top(KdeRow& row, double up, bool gaussian, std::int64_t stride, T* sums) {
   const double factor = std::exp2(-up);
   row.top += up;
+  if (up > kForgotten) {
+    const double top = row.top;
+    row = KdeRow(), row.top = top;
+    for (std::int64_t k = 0; k < stride; ++k) sums[k] = T(0);
+    return;
+  }
   row.delta = (gaussian ? row.delta - up * row.sum : row.delta) * factor;
   row.sum *= factor, row.slope *= factor, row.square *= factor * factor;
   for (std::int64_t k = 0; k < stride; ++k) sums[k] *= static_cast<T>(factor);
+}
+
+// By how much to raise a top for an exponent `most` above it, so that the new one is a number of type A.
+template <typename A, typename T> inline double to_nearby(double top, T most) {
+  return static_cast<double>(static_cast<A>(top + std::ceil(static_cast<double>(most)))) - top;
 }
 
 template <typename T> inline T row_max(const T* t, std::int64_t count) {
@@ -116,6 +129,38 @@ template <Pairing pairing, typename T, typename A> inline bool finish_row(const 
   return true;
 }
 
+constexpr double kMostSum = 0x1p40;  // of a tile; more, and a square might overflow
+
+// The whole of a tile in registers where only sums and squares are wanted, one bandwidth and no shift: exponents are
+// not stored, nor their largest looked for. Tops may lag behind as long as every sum comes out below kMostSum.
+template <int kBlock, typename T> void sum_tile(const KdeBlock<T, T>& b, const T* x, const T* top, std::int64_t column,
+                                                std::int64_t count, double* sums, double* squares) {
+  using V = Vec<T>;
+  const auto& chunk = *b.chunk;
+  const std::int64_t d = b.call->d;
+  const V s = all(b.scale);
+  V sum[kRows] = {}, square[kRows] = {};
+  for (std::int64_t p = 0; p < count; p += kPanel<T>) {
+    V acc[kRows][kVectors];
+    distances<Metric::product, kBlock>(x, chunk.panels.get() + (column + p) * d, d, acc);
+    V term[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) term[v] = load(chunk.term.get() + column + p + v * kLanesOf<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      V total = sum[r], total_square = square[r];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const V w = exp2(V(fma(s, acc[r][v], term[v]) - all(top[r])));
+        total += w;
+        total_square = fma(w, w, total_square);
+      }
+      sum[r] = total, square[r] = total_square;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) sums[r] = add_lanes(sum[r]), squares[r] = add_lanes(square[r]);
+}
+
 template <typename T, typename A> bool gaussian_row(const KdeBlock<T, A>& b, T* t, T most, std::int64_t column,
                                                     std::int64_t count, std::int64_t, T, Factors<T>*, KdeRow& row,
                                                     T* sums) {
@@ -132,19 +177,27 @@ bool kernel_row(const KdeBlock<T, A>& b, T* __restrict t, T, std::int64_t column
   const T* __restrict u = chunk.weight.get() + column, * __restrict bias = chunk.bias.get() + column;
   const A* __restrict scale = chunk.scale.get() + column;
   const T nu = static_cast<T>(b.call->nu), p = static_cast<T>(0.5 * (b.call->nu + static_cast<double>(b.call->d)));
-  const T top = static_cast<T>(row.top);
 #pragma omp simd
-  for (std::int64_t j = 0; j < count; ++j) {
-    const T q = math::min(t[j] * row_scale * static_cast<T>(scale[j]), kMost<T>);
-    const auto pair = math::kernel_pair<kernel>(q, nu, p);
-    f->weight[j] = pair.weight * u[j];
-    f->slope[j] = pair.slope * u[j];
-    f->q[j] = q;
-    const T exponent = math::mad(pair.exponent, T(1.4426950408889634074), bias[j]) - top;
-    t[j] = math::is_compact(kernel) && !(pair.weight > T(0)) ? -math::infinity<T>() : exponent;
+  for (std::int64_t j = 0; j < count; ++j) f->q[j] = math::min(t[j] * row_scale * static_cast<T>(scale[j]), kMost<T>);
+  T most;
+  for (;;) {
+    const T top = static_cast<T>(row.top);
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j) {
+      const auto pair = math::kernel_pair<kernel>(f->q[j], nu, p);
+      f->weight[j] = pair.weight * u[j];
+      f->slope[j] = pair.slope * u[j];
+      const T exponent = math::mad(pair.exponent, T(1.4426950408889634074), bias[j]) - top;
+      t[j] = math::is_compact(kernel) && !(pair.weight > T(0)) ? -math::infinity<T>() : exponent;
+    }
+    if (excluded >= 0 && excluded < count) t[excluded] = -math::infinity<T>();
+    most = row_max(t, count);
+    if (b.fixed || !(most > kFarAbove<T>)) break;
+    const double up = to_nearby<T>(row.top, most);
+    if (row.fresh) row.top += up;
+    else raise_top(row, up, false, b.value_stride, sums);
   }
-  if (excluded >= 0 && excluded < count) t[excluded] = -math::infinity<T>();
-  return finish_row<Pairing::factors>(b, t, row_max(t, count), column, count, f, row, sums);
+  return finish_row<Pairing::factors>(b, t, most, column, count, f, row, sums);
 }
 
 }  // namespace

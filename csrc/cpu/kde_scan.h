@@ -20,6 +20,7 @@ class KdeScan {
   std::vector<double> query_norm;  // |x - centre|^2; nan or infinity: such a query
   double data_norm = 0;            // the largest |y - centre|^2, where asked for
   double top_bias = 0, least_bias = 0;
+  double widest = 0;      // at least every finite |x - y|^2
   bool poisoned = false;  // a NaN in the data, bias or weight
 
   // A datum at infinity or without weight.
@@ -33,9 +34,20 @@ class KdeScan {
     query_norm.resize(static_cast<std::size_t>(call.n));
     const T *x = static_cast<const T*>(call.x), *y = static_cast<const T*>(call.y);
     parallel_for(call.n, 1 + 8192 / call.d, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i)
-        query_norm[static_cast<std::size_t>(i)] = norm(x + i * call.d, centre.data(), call.d, nullptr);
+      for (std::int64_t i = begin; i < end; ++i) {
+        double square = 0;
+        if (call.d > 4) square = norm(x + i * call.d, centre.data(), call.d, nullptr);
+        else
+          for (std::int64_t k = 0; k < call.d; ++k) {
+            const double off = static_cast<double>(x[i * call.d + k]) - centre[static_cast<std::size_t>(k)];
+            square += off * off;
+          }
+        query_norm[static_cast<std::size_t>(i)] = square;
+      }
     });
+    double most_query = 0;
+    for (double t : query_norm) most_query = t < kHuge ? std::max(most_query, t) : most_query;
+    widest = 2 * (widest + most_query);
     if (poisoned || !norms) return;
     double most[kBlocks] = {};
     const std::int64_t rows = (call.m + kBlocks - 1) / kBlocks;
@@ -48,9 +60,12 @@ class KdeScan {
   }
 
  private:
+  static constexpr double kHuge = std::numeric_limits<double>::infinity();
   static constexpr std::int64_t kBlocks = 64;  // partial sums, added in order
   template <typename T> using Norm = double (*)(const T*, const double*, std::int64_t, T*);
   template <typename T> using AddRow = bool (*)(const T*, std::int64_t, double*, double*);
+
+  template <typename T> using AddRows = bool (*)(const T*, std::int64_t, std::int64_t, double*, double*);
 
   void drop(const KdeSums& call, std::int64_t j) {
     if (dropped_.empty()) dropped_.assign(static_cast<std::size_t>(call.m), 0);
@@ -86,12 +101,18 @@ class KdeScan {
       bool nan = false;
     };
     const auto add = FK_PER_ISA_OVERLOAD(kde_add_row, AddRow<T>);
+    const auto add_all = FK_PER_ISA_OVERLOAD(kde_add_rows, AddRows<T>);
     std::vector<Block> blocks(kBlocks);
     for (Block& b : blocks) b.sum.assign(static_cast<std::size_t>(d), 0.0), b.square = b.sum;
     parallel_for(kBlocks, 1 + 8192 / (rows * d), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t at = begin; at < end; ++at) {
         Block& b = blocks[static_cast<std::size_t>(at)];
-        for (std::int64_t j = at * rows; j < std::min(call.m, (at + 1) * rows); ++j) {
+        const std::int64_t first = at * rows, last = std::min(call.m, first + rows);
+        if (d <= 4 && first < last && add_all(y + first * d, last - first, d, b.sum.data(), b.square.data())) {
+          b.count = last - first;
+          continue;
+        }
+        for (std::int64_t j = first; j < last; ++j) {
           const T* row = y + j * d;
           if (add(row, d, b.sum.data(), b.square.data())) ++b.count;
           else {
@@ -110,6 +131,7 @@ class KdeScan {
       double sum = 0, square = 0;
       for (const Block& b : blocks)
         sum += b.sum[static_cast<std::size_t>(k)], square += b.square[static_cast<std::size_t>(k)];
+      widest += 4 * square;
       const double n = static_cast<double>(count), mean = sum / n,
                    deviation = std::sqrt(std::max(square / n - mean * mean, 0.0));
       // On a grid of about the spread: then x - centre is exact for most float32 data, and no less centred.

@@ -152,6 +152,30 @@ template <typename T, typename A> __attribute__((noinline)) void add_values(cons
   }
 }
 
+// sums[r][k] += sum_j w[r][j] (y_jk - x_rk) for few coordinates: differences as they are round less than products of
+// centred data, and need no packed values. x as packed for the distances.
+template <typename T> __attribute__((noinline)) void add_offsets(const KdeBlock<T, T>& b, const T* x, const T* w,
+                                                                 std::int64_t column, std::int64_t count, int rows,
+                                                                 T* sums) {
+  const std::int64_t d = b.call->d;
+  const T* panels = b.chunk->panels.get() + column * d;
+  for (int r = 0; r < rows; ++r)
+    for (std::int64_t k = 0; k < d; ++k) {
+      const Vec<T> from = all(x[k * kRows + r]);
+      Vec<T> acc[kVectors] = {};
+      for (std::int64_t p = 0; p < count; p += kPanel<T>)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const std::int64_t at = p + v * kLanesOf<T>;
+          acc[v] = fma(load(w + r * kTileStride<T> + at),
+                       Vec<T>(load(panels + p * d + k * kPanel<T> + v * kLanesOf<T>) - from), acc[v]);
+        }
+      double sum = 0;
+      for (int v = 0; v < kVectors; ++v) sum += add_lanes(acc[v]);
+      sums[r * b.value_stride + k] += static_cast<T>(sum);
+    }
+}
+
 // sums[k] += sum_j w[j] sign(y_jk - x_k) for one query; x is padded as the values are.
 template <typename T, typename A>
 void add_signs(const KdeBlock<T, A>& b, const T* w, std::int64_t column, std::int64_t count, const T* x, T* sums) {
