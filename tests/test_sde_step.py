@@ -237,3 +237,30 @@ def test_empty_and_special_values(backend):
         assert y[0, 0].isnan() and y[0, 1] == float("inf") and y[0, 2] == -float("inf") and y[0, 3] == 2
         clipped = affine_step(one, [bad], torch.tensor([0.0, 1.0, 0.0, 2.0], device=device), clip=1.5)
         assert clipped[0, 0].isnan() and clipped[0, 1:].tolist() == [1.5, -1.5, 1.5]
+
+
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")
+def test_results_past_the_cache():
+    """From 64 MiB on results are streamed: the bits of a small batch, wherever they begin."""
+    g = torch.Generator().manual_seed(1)
+    memory = torch.randn(3, 5 * 2**20 * 4 + 64, generator=g)
+    c = torch.randn(5, 2, generator=g)
+    for start in (0, 3):
+        x, m, out = (t[start : start + 5 * (2**22 - 3)].view(5, -1) for t in memory)
+        with fokker.use_backend("cpu"):
+            want = [affine_step(x[b : b + 1], [m[b : b + 1]], c[b : b + 1]) for b in range(5)]
+            affine_step(x, [m], c, out=out)
+        assert torch.equal(out, torch.cat(want))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coefficients_of_any_strides(backend):
+    x, m, table = inputs((3, 50), 1, torch.float32, {"seed": 0}, device_of(backend), row=4)
+    wide = torch.stack([table, table], -1).flatten(-2)[..., ::2]
+    turned = table.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    with fokker.use_backend(backend):
+        want = affine_step(x, m, table, row=1, seed=3)
+        for other in (wide, turned):
+            assert torch.equal(affine_step(x, m, other, row=1, seed=3), want)
+        shared = affine_step(x, m, table[1, 0], seed=3)
+        assert torch.equal(affine_step(x, m, table[1, :1].expand(3, 3), seed=3), shared)

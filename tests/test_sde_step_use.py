@@ -50,7 +50,7 @@ def test_numerical_gradients(backend):
         settings = {"exponential": exponential, "dots": True, "results": results, "seed": 3}
         if clip is not None:
             settings["clip"] = clip
-        x, m, c = inputs((2, 2, 2), 2, torch.float64, settings, device_of(backend), row=2)
+        x, m, c = inputs((2, 2), 2, torch.float64, settings, device_of(backend), row=2)
         leaves = [t.requires_grad_() for t in (x, *m, c)]
 
         def f(x, a, b, c, settings=settings):

@@ -29,7 +29,9 @@ def functions(module: ModuleType) -> dict[str, str]:
 def stub(doc: str, signatures: dict[str, str]) -> str:
     """The text of a stub."""
     body = [f"def {name}{signature}: ..." for name, signature in signatures.items()]
-    return f'"""{doc}"""\n\nimport torch\n\n' + "\n".join(body) + "\n"
+    text = "\n".join(body)
+    abstract = "import collections.abc\n\n" if "collections.abc." in text else ""
+    return f'"""{doc}"""\n\n{abstract}import torch\n\n{text}\n'
 
 
 def stubs() -> dict[str, str]:

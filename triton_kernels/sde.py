@@ -31,8 +31,9 @@ def coefficient(table, at, has_row, mask):
 
 @triton.jit
 def step_element(
-    x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, clip, z, at, mask,
-    K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr
+    x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, z, at, mask,
+    K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr,
+    CLIP: tl.constexpr
 ):  # fmt: skip
     """The results of one element a lane."""
     u = load(x, at, mask, 0.0)
@@ -50,7 +51,7 @@ def step_element(
                 last = row + (K + 1 + NOISY) * column_stride
                 p = coefficient(table, last, has_row, mask)
                 q = coefficient(table, last + column_stride, has_row, mask)
-                bound = const(u, 1.0) * clip
+                bound = const(u, CLIP)
                 raw = mad(q, v, p * u)
                 raw = tl.where(raw < -bound, -bound, raw)
                 v = tl.where(raw > bound, bound, raw)
@@ -65,9 +66,10 @@ def step_element(
 @triton.jit
 def affine_kernel(
     x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, row_at, seed_at, step_at, ids, batch, blocks, first_block,
-    shift, n, steps, row, step_stride, sample_stride, row_stride, column_stride, seed, counter1, first_id, clip,
+    shift, n, steps, row, step_stride, sample_stride, row_stride, column_stride, seed, counter1, first_id,
     K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr,
-    WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+    WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
+    CLIP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One lane a Philox block; ROW, SEED, STEP, IDS: read from memory."""
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -103,9 +105,9 @@ def affine_kernel(
         i = first + j
         inside = mask & (i >= 0) & (i < n)
         step_element(
-            x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, clip,
+            x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row,
             z0 if j == 0 else z1 if j == 1 else z2 if j == 2 else z3, b * n + i, inside,
-            K, R, NOISY, EXPONENTIAL, CLIPPED,
+            K, R, NOISY, EXPONENTIAL, CLIPPED, CLIP,
         )  # fmt: skip
 
 
@@ -113,7 +115,8 @@ def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[
     """The results of a step, then the inner products; the arguments are those of `_sde_ops.AFFINE`."""
     x, table = args[0], args[1]
     terms = [t for t in args[2 : 2 + TERMS] if t is not None]
-    row_tensor, seed, step, ids, row, noisy, seed_value, step_value, stream, first, offset, exponential, clip = args[10:]
+    row_tensor, seed, step, ids, row, noisy, seed_value, step_value, stream, first, offset = args[10:21]
+    exponential, clip = args[21:]
     wide = x.dtype is torch.float64
     dense = [t.contiguous() for t in (x, *terms)]
     dtypes = [x.dtype if out is None else out[r].dtype for r in range(results)]
@@ -140,14 +143,15 @@ def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[
                 dense[0], *slots, *outs, table, *(table if t is None else t for t in (row_tensor, seed, step, ids)),
                 batch, blocks, first_block, shift, n, table.shape[0] if stepped else 1, max(row, 0) if stepped else 0,
                 strides[0] if stepped else 0, strides[stepped] if by_sample else 0, strides[-2] if results > 1 else 0,
-                strides[-1], seed_value, step_value | stream << 24, first, 0.0 if clip is None else clip,
-                K=len(terms), R=results, NOISY=noisy, EXPONENTIAL=exponential, CLIPPED=clip is not None, WIDE=wide,
+                strides[-1], seed_value, step_value | stream << 24, first,
+                K=len(terms), R=results, NOISY=noisy, EXPONENTIAL=exponential, CLIPPED=clip is not None,
+                CLIP=0.0 if clip is None else clip, WIDE=wide,
                 ROW=row_tensor is not None, SEED=noisy and seed is not None, STEP=noisy and step is not None,
                 IDS=noisy and ids is not None, BLOCK=chosen.block, **chosen.options,
             )  # fmt: skip
     products: tuple[Tensor, ...] = ()
     if dots:
-        products = (_products(dense, table, found[0], results, row_tensor, row, noisy, args, clip),)
+        products = (_products(dense, table, found[0], results, args),)
     shaped: list[Tensor] = []
     for r, y in enumerate(found):
         to = torch.empty_like(x) if out is None else out[r]
@@ -156,9 +160,10 @@ def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[
     return (*shaped, *products)
 
 
-def _products(
-    dense: list[Tensor], table: Tensor, y: Tensor, results: int, row_tensor: Any, row: int, noisy: bool, args: Any, clip: Any
-) -> Tensor:
+def _products(dense: list[Tensor], table: Tensor, y: Tensor, results: int, args: Any) -> Tensor:
+    """Inner products of a step's vectors, by torch."""
+    row_tensor, seed, step, ids, row, noisy, seed_value, step_value, stream, first, offset = args[10:21]
+    clip = args[22]
     wide = reference.arithmetic(dense[0].dtype)
     u, *used = (t.to(wide) for t in dense)
     if clip is not None:
@@ -168,7 +173,6 @@ def _products(
         used[0] = (p * u + q * used[0]).clamp(-clip, clip)
     z = []
     if noisy:
-        seed, step, ids, _, _, seed_value, step_value, stream, first, offset = args[11:21]
         like = torch.empty(0, dtype=wide, device=u.device)
         z = [random.fill(like, seed, step, ids, NORMAL.value, u.shape, seed_value, step_value, stream, first, offset)]
     return reference.inner_products([y.to(wide) - u, *used, *z])

@@ -25,23 +25,26 @@ struct SdeOperands {
       if (t.device_id != x.device_id) raise<TypeError>(name, " and x must be on one device");
     } else {
       if (t.ndim < 1) raise<ValueError>(name, " must have shape (batch, ...), got a 0-dimensional tensor");
-      if (t.ndim > kMaxDims) raise<ValueError>(name, " has ", t.ndim, " dimensions, at most ", kMaxDims, " are supported");
+      if (t.ndim > kMaxDims)
+        raise<ValueError>(name, " has ", t.ndim, " dimensions, at most ", kMaxDims, " are supported");
     }
     check_device(t, name, Backend::device);
-    if (t.dtype == DType::i64) raise<TypeError>(name, " must have dtype float16, bfloat16, float32 or float64, got int64");
+    if (t.dtype == DType::i64)
+      raise<TypeError>(name, " must have dtype float16, bfloat16, float32 or float64, got int64");
     all.push_back({&o, &t});
   }
 };
 
 inline void check_written(const TensorView& out, const char* name) {
   for (int d = 0; d < out.ndim; ++d)
-    if (out.shape[d] > 1 && out.strides[d] == 0) raise<ValueError>(name, " ", shape_of(out), " must not be an expanded tensor");
+    if (out.shape[d] > 1 && out.strides[d] == 0)
+      raise<ValueError>(name, " ", shape_of(out), " must not be an expanded tensor");
 }
 
-template <typename Backend>
-void place_noise(AffinePlan& p, const TensorView& x, bool noisy, std::uint64_t seed, const Optional& seed_tensor,
-                 std::uint32_t step, const Optional& step_tensor, std::uint32_t stream, const Optional& ids,
-                 std::int64_t first_id, std::int64_t element_offset) {
+template <typename Backend> void place_noise(AffinePlan& p, const TensorView& x, bool noisy, std::uint64_t seed,
+                                             const Optional& seed_tensor, std::uint32_t step,
+                                             const Optional& step_tensor, std::uint32_t stream, const Optional& ids,
+                                             std::int64_t first_id, std::int64_t element_offset) {
   if (step > math::max_step) raise<ValueError>("step must be in [0, 2^24), got ", step);
   if (stream > 255) raise<ValueError>("stream must be in [0, 256), got ", stream);
   p.noisy = noisy;
@@ -59,9 +62,8 @@ void place_noise(AffinePlan& p, const TensorView& x, bool noisy, std::uint64_t s
 }
 
 // coefficients ([steps,] [batch,] [results,] columns) of any strides.
-template <typename Backend>
-void place_coefficients(AffinePlan& p, const TensorView& x, const TensorView& c, std::int64_t row, const Optional& row_tensor,
-                        bool has_clip) {
+template <typename Backend> void place_coefficients(AffinePlan& p, const TensorView& x, const TensorView& c,
+                                                    std::int64_t row, const Optional& row_tensor, bool has_clip) {
   check_device(c, "coefficients", Backend::device);
   if (c.device_id != x.device_id) raise<TypeError>("coefficients and x must be on one device");
   check_dtype(c, "coefficients", p.wide ? DType::f64 : DType::f32);
@@ -111,7 +113,8 @@ template <typename Backend> void launch(AffinePlan& p, const SdeOperands& operan
   lay_out(p, operands.all.data(), static_cast<int>(operands.all.size()), Backend::folds && p.task == SdeTask::step);
   if (p.sums && Backend::sde_tile) {
     const std::int64_t needed = Backend::sde_workspace(p);
-    if (!partial || partial->device_id != x.device_id || partial->dtype != DType::f64 || !partial->contiguous() || partial->numel() < needed)
+    if (!partial || partial->device_id != x.device_id || partial->dtype != DType::f64 || !partial->contiguous() ||
+        partial->numel() < needed)
       raise<ValueError>("partial must hold ", needed, " float64 numbers on the device of x");
     check_device(*partial, "partial", Backend::device);
     p.partial = partial->ptr<double>();
@@ -125,10 +128,11 @@ inline void check_count(std::size_t got, std::size_t least, std::size_t most, co
 }
 
 template <typename Backend>
-void sde_affine(const TensorView& x, const Tensors& terms, const TensorView& coefficients, std::int64_t row, const Optional& row_tensor,
-                bool noisy, std::uint64_t seed, const Optional& seed_tensor, std::uint32_t step, const Optional& step_tensor,
-                std::uint32_t stream, const Optional& ids, std::int64_t first_id, std::int64_t element_offset, bool exponential,
-                const std::optional<double>& clip, const Tensors& out, const Optional& dots, const Optional& partial) {
+void sde_affine(const TensorView& x, const Tensors& terms, const TensorView& coefficients, std::int64_t row,
+                const Optional& row_tensor, bool noisy, std::uint64_t seed, const Optional& seed_tensor,
+                std::uint32_t step, const Optional& step_tensor, std::uint32_t stream, const Optional& ids,
+                std::int64_t first_id, std::int64_t element_offset, bool exponential, const std::optional<double>& clip,
+                const Tensors& out, const Optional& dots, const Optional& partial) {
   check_count(terms.size(), 0, kMaxTerms, "terms");
   check_count(out.size(), 1, kMaxResults, "out");
   AffinePlan p;
@@ -158,10 +162,11 @@ void sde_affine(const TensorView& x, const Tensors& terms, const TensorView& coe
 // out[k]: the gradient in x (k = 0) or in a term, where wanted; sums (batch, results, columns): in the coefficients.
 template <typename Backend>
 void sde_affine_vjp(const TensorView& x, const Tensors& terms, const TensorView& coefficients, std::int64_t row,
-                    const Optional& row_tensor, bool noisy, std::uint64_t seed, const Optional& seed_tensor, std::uint32_t step,
-                    const Optional& step_tensor, std::uint32_t stream, const Optional& ids, std::int64_t first_id,
-                    std::int64_t element_offset, bool exponential, const std::optional<double>& clip, const Tensors& grads,
-                    const OptionalTensors& out, const Optional& sums, const Optional& partial) {
+                    const Optional& row_tensor, bool noisy, std::uint64_t seed, const Optional& seed_tensor,
+                    std::uint32_t step, const Optional& step_tensor, std::uint32_t stream, const Optional& ids,
+                    std::int64_t first_id, std::int64_t element_offset, bool exponential,
+                    const std::optional<double>& clip, const Tensors& grads, const OptionalTensors& out,
+                    const Optional& sums, const Optional& partial) {
   check_count(terms.size(), 0, kMaxTerms, "terms");
   check_count(grads.size(), 1, kMaxResults, "grads");
   check_count(out.size(), 1 + terms.size(), kMaxVectors, "out");
@@ -188,10 +193,10 @@ void sde_affine_vjp(const TensorView& x, const Tensors& terms, const TensorView&
   launch<Backend>(p, operands, partial);
 }
 
-template <typename Backend>
-void sde_gram(const Tensors& vectors, bool noisy, std::uint64_t seed, const Optional& seed_tensor, std::uint32_t step,
-              const Optional& step_tensor, std::uint32_t stream, const Optional& ids, std::int64_t first_id,
-              std::int64_t element_offset, const TensorView& out, const Optional& partial) {
+template <typename Backend> void sde_gram(const Tensors& vectors, bool noisy, std::uint64_t seed,
+                                          const Optional& seed_tensor, std::uint32_t step, const Optional& step_tensor,
+                                          std::uint32_t stream, const Optional& ids, std::int64_t first_id,
+                                          std::int64_t element_offset, const TensorView& out, const Optional& partial) {
   check_count(vectors.size(), 1, kMaxVectors, "vectors");
   AffinePlan p;
   SdeOperands operands;
@@ -207,14 +212,17 @@ void sde_gram(const Tensors& vectors, bool noisy, std::uint64_t seed, const Opti
 
 template <typename Backend> void bind_sde_ops(py::module_& m) {
   using py::arg;
-  m.def("sde_affine", &sde_affine<Backend>, arg("x"), arg("terms"), arg("coefficients"), arg("row"), arg("row_tensor"), arg("noisy"),
-        arg("seed"), arg("seed_tensor"), arg("step"), arg("step_tensor"), arg("stream"), arg("sample_ids"), arg("first_id"),
-        arg("element_offset"), arg("exponential"), arg("clip"), arg("out"), arg("dots"), arg("partial"));
-  m.def("sde_affine_vjp", &sde_affine_vjp<Backend>, arg("x"), arg("terms"), arg("coefficients"), arg("row"), arg("row_tensor"),
-        arg("noisy"), arg("seed"), arg("seed_tensor"), arg("step"), arg("step_tensor"), arg("stream"), arg("sample_ids"),
-        arg("first_id"), arg("element_offset"), arg("exponential"), arg("clip"), arg("grads"), arg("out"), arg("sums"), arg("partial"));
-  m.def("sde_gram", &sde_gram<Backend>, arg("vectors"), arg("noisy"), arg("seed"), arg("seed_tensor"), arg("step"), arg("step_tensor"),
-        arg("stream"), arg("sample_ids"), arg("first_id"), arg("element_offset"), arg("out"), arg("partial"));
+  m.def("sde_affine", &sde_affine<Backend>, arg("x"), arg("terms"), arg("coefficients"), arg("row"), arg("row_tensor"),
+        arg("noisy"), arg("seed"), arg("seed_tensor"), arg("step"), arg("step_tensor"), arg("stream"),
+        arg("sample_ids"), arg("first_id"), arg("element_offset"), arg("exponential"), arg("clip"), arg("out"),
+        arg("dots"), arg("partial"));
+  m.def("sde_affine_vjp", &sde_affine_vjp<Backend>, arg("x"), arg("terms"), arg("coefficients"), arg("row"),
+        arg("row_tensor"), arg("noisy"), arg("seed"), arg("seed_tensor"), arg("step"), arg("step_tensor"),
+        arg("stream"), arg("sample_ids"), arg("first_id"), arg("element_offset"), arg("exponential"), arg("clip"),
+        arg("grads"), arg("out"), arg("sums"), arg("partial"));
+  m.def("sde_gram", &sde_gram<Backend>, arg("vectors"), arg("noisy"), arg("seed"), arg("seed_tensor"), arg("step"),
+        arg("step_tensor"), arg("stream"), arg("sample_ids"), arg("first_id"), arg("element_offset"), arg("out"),
+        arg("partial"));
   m.attr("sde_tile") = Backend::sde_tile;  // elements whose sums take a row of `partial`; 0: it needs none
 }
 

@@ -9,8 +9,8 @@
 namespace fokker {
 
 constexpr int kMaxTerms = 8, kMaxVectors = kMaxTerms + 1, kMaxResults = 3;
-constexpr int kMaxJoined = kMaxVectors + 1;                // with the noise
-constexpr int kMaxColumns = kMaxTerms + 4;                 // a, b_1 .. b_8, c, p, q
+constexpr int kMaxJoined = kMaxVectors + 1;  // with the noise
+constexpr int kMaxColumns = kMaxTerms + 4;   // a, b_1 .. b_8, c, p, q
 constexpr int kMaxPairs = kMaxJoined * (kMaxJoined + 1) / 2;
 
 // A tensor (batch, sample...) over the plan's merged dimensions of a sample.
@@ -98,8 +98,7 @@ inline void merge_dimensions(AffinePlan& p, const OperandView* at, int count, in
   int order[kMaxDims], dims = 0;
   for (int d = from; d < x.ndim; ++d)
     if (x.shape[d] != 1) order[dims++] = d;
-  if (any_order)
-    std::stable_sort(order, order + dims, [&](int a, int b) { return x.strides[a] > x.strides[b]; });
+  if (any_order) std::stable_sort(order, order + dims, [&](int a, int b) { return x.strides[a] > x.strides[b]; });
   p.ndim = 0;
   p.n = 1;
   for (int i = 0; i < dims; ++i) {

@@ -11,7 +11,8 @@ namespace fokker::cpu {
 void resample(const ResamplePlan& p) {
   using Kernel = void (*)(const ResamplePlan&, std::int64_t, std::int64_t);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(resample_groups, Kernel);
-  parallel_for(p.groups, 1 + 8192 / (p.n + p.count), [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
+  parallel_for(p.groups, 1 + 8192 / (p.n + p.count),
+               [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
 }
 
 void absorb(const AbsorbPlan& p) {

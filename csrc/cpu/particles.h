@@ -11,11 +11,11 @@ void absorb(const AbsorbPlan& p);
 
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                             \
-  namespace fokker::cpu::isa {                                                                      \
-  void resample_groups(const ResamplePlan& p, std::int64_t begin, std::int64_t end);                \
-  /* Positions [begin, end) of all samples. */                                                      \
-  void absorb_positions(const AbsorbPlan& p, std::int64_t begin, std::int64_t end);                 \
+#define FK_DECLARE(isa)                                                              \
+  namespace fokker::cpu::isa {                                                       \
+  void resample_groups(const ResamplePlan& p, std::int64_t begin, std::int64_t end); \
+  /* Positions [begin, end) of all samples. */                                       \
+  void absorb_positions(const AbsorbPlan& p, std::int64_t begin, std::int64_t end);  \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

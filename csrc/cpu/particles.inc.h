@@ -68,10 +68,16 @@ inline bool weigh(const ResamplePlan& p, std::int64_t g, double* w, double& sum,
   for (std::int64_t at = 0; at < p.n; at += kPiece) {
     const int n = static_cast<int>(std::min<std::int64_t>(kPiece, p.n - at));
     numbers_at(p.log_weights, p.dtype, base + at, n, w + at);
+    double most = -math::infinity<double>();
+    int odd = 0;
+#pragma omp simd reduction(max : most) reduction(+ : odd)
     for (int i = 0; i < n; ++i) {
-      fine &= w[at + i] == w[at + i];
-      top = math::max(top, w[at + i]);
+      const double x = w[at + i];
+      odd += x != x;
+      most = most < x ? x : most;
     }
+    fine &= odd == 0;
+    top = math::max(top, most);
   }
   if (!fine || top == -math::infinity<double>() || top == math::infinity<double>()) return false;
 #pragma omp simd
@@ -80,6 +86,33 @@ inline bool weigh(const ResamplePlan& p, std::int64_t g, double* w, double& sum,
   for (std::int64_t i = 0; i < p.n; ++i) sum += w[i], squares += w[i] * w[i];
   return true;
 }
+
+// A group's uniform numbers, asked for in rising order, made many at a time.
+class Uniforms {
+ public:
+  Uniforms(const ResamplePlan& p, std::uint64_t id) : p_(p), id_(id), key_(p.at.key()), step_(p.at.step_now()) {}
+  double operator[](std::int64_t i) {
+    if (i >= end_) make(i);
+    return u_[i - end_ + kCount];
+  }
+
+ private:
+  static constexpr int kBlocks = 32, kCount = 2 * kBlocks;
+  void make(std::int64_t i) {
+    const std::int64_t block = i / kCount * kBlocks;
+    alignas(64) std::uint32_t high[kCount], low[kCount];
+    math::noise_pairs(key_, step_, static_cast<math::Stream>(p_.stream), id_, static_cast<std::uint32_t>(block),
+                      kBlocks, high, low);
+#pragma omp simd
+    for (int k = 0; k < kCount; ++k) u_[k] = math::uniform(high[k], low[k]);
+    end_ = 2 * block + kCount;
+  }
+  const ResamplePlan& p_;
+  const std::uint64_t id_, key_;
+  const std::uint32_t step_;
+  std::int64_t end_ = 0;  // of what is at hand
+  alignas(64) double u_[kCount];
+};
 
 void resample_group(const ResamplePlan& p, std::int64_t g, double* w, double* rest) {
   double sum = 0, squares = 0;
@@ -96,9 +129,17 @@ void resample_group(const ResamplePlan& p, std::int64_t g, double* w, double* re
   }
   for (std::int64_t i = 0; i < p.count; ++i) store_at(p.new_weights, p.dtype, g * p.count + i, 0.0);
   const std::uint64_t id = p.at.id(g);
-  const auto u = [&](std::int64_t i) { return p.at.uniform(p.stream, id, i); };
+  Uniforms uniforms(p, id);
+  const auto u = [&](std::int64_t i) { return uniforms[i]; };
+  // The first j with cumulative[j] >= x, at most n - 1; without branches, which would be mispredicted half the time.
   const auto first_at_least = [&](const double* cumulative, double x) {
-    return std::min<std::int64_t>(std::lower_bound(cumulative, cumulative + p.n, x) - cumulative, p.n - 1);
+    const double* from = cumulative;
+    for (std::int64_t left = p.n; left > 1;) {
+      const std::int64_t half = left / 2;
+      from += from[half - 1] < x ? half : 0;
+      left -= half;
+    }
+    return from - cumulative;
   };
   if (p.method == ResampleMethod::residual) {
     const double factor = static_cast<double>(p.count) / sum;
@@ -121,7 +162,7 @@ void resample_group(const ResamplePlan& p, std::int64_t g, double* w, double* re
     return;
   }
   const bool one = p.method == ResampleMethod::systematic;
-  const double u0 = u(0);
+  const double u0 = one ? u(0) : 0.0;
   std::int64_t j = 0;
   for (std::int64_t i = 0; i < p.count; ++i) {
     const double x = (static_cast<double>(i) + (one ? u0 : u(i))) / static_cast<double>(p.count) * total;
@@ -137,11 +178,13 @@ template <typename T> struct Best {
 };
 
 // Numbers [e, e + n) of a sample's Gumbel noise into `to`, which holds 3 blocks more; returns their place.
-inline const float* gumbels(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id, std::int64_t e, int n, float* to) {
+inline const float* gumbels(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id,
+                            std::int64_t e, int n, float* to) {
   const std::int64_t block = e / 4;
   const int lead = static_cast<int>(e - 4 * block), count = ((lead + n + 3) / 4 + 7) / 8 * 8;
   alignas(64) std::uint32_t radius[2 * (kPiece / 4 + 8)], angle[2 * (kPiece / 4 + 8)];
-  math::noise_pairs(key, step, static_cast<math::Stream>(p.race_stream), id, static_cast<std::uint32_t>(block), count, radius, angle);
+  math::noise_pairs(key, step, static_cast<math::Stream>(p.race_stream), id, static_cast<std::uint32_t>(block), count,
+                    radius, angle);
   alignas(64) std::uint32_t word[kPiece + 32];
 #pragma omp simd
   for (int i = 0; i < 2 * count; ++i) word[2 * i] = radius[i], word[2 * i + 1] = angle[i];
@@ -149,19 +192,21 @@ inline const float* gumbels(const AbsorbPlan& p, std::uint64_t key, std::uint32_
   for (int i = 0; i < 4 * count; ++i) to[i] = math::gumbel(word[i]);
   return to + lead;
 }
-inline const double* gumbels(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id, std::int64_t e, int n, double* to) {
+inline const double* gumbels(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id,
+                             std::int64_t e, int n, double* to) {
   const std::int64_t block = e / 2;
   const int lead = static_cast<int>(e - 2 * block), count = ((lead + n + 1) / 2 + 7) / 8 * 8;
   alignas(64) std::uint32_t radius[2 * (kPiece / 2 + 8)], angle[2 * (kPiece / 2 + 8)];
-  math::noise_pairs(key, step, static_cast<math::Stream>(p.race_stream), id, static_cast<std::uint32_t>(block), count, radius, angle);
+  math::noise_pairs(key, step, static_cast<math::Stream>(p.race_stream), id, static_cast<std::uint32_t>(block), count,
+                    radius, angle);
 #pragma omp simd
   for (int i = 0; i < 2 * count; ++i) to[i] = math::gumbel(radius[i], angle[i]);
   return to + lead;
 }
 
 // The winner of the race at one position; index -1 where no logit is above -inf.
-template <typename T>
-Best<T> race(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id, std::int64_t position, std::int64_t at) {
+template <typename T> Best<T> race(const AbsorbPlan& p, std::uint64_t key, std::uint32_t step, std::uint64_t id,
+                                   std::int64_t position, std::int64_t at) {
   alignas(64) T score[kPiece], noise[kPiece + 32];
   const T scale = static_cast<T>(p.scale);
   Best<T> best;

@@ -18,13 +18,14 @@ SdeItems sde_items(const AffinePlan& p) {
   SdeItems s;
   if (p.sample) {
     const std::int64_t blocks = p.sample / p.per_block() + 2;  // of noise, at most
-    s.group = std::max<std::int64_t>(1, std::min(kSdeTile / p.sample, p.noisy ? kSdeTile / (blocks * p.per_block()) : kSdeTile));
+    s.group = std::max<std::int64_t>(
+        1, std::min(kSdeTile / p.sample, p.noisy ? kSdeTile / (blocks * p.per_block()) : kSdeTile));
     s.items = (p.batch + s.group - 1) / s.group;
     return s;
   }
   if (p.channels) {
     const std::int64_t width = std::min<std::int64_t>(p.channels, kChannelGroup);
-    s.pixels = width <= 16 ? 256 : width <= 64 ? 64 : 32;
+    s.pixels = width <= 64 ? 256 : 128;
     s.runs = (p.pixels + s.pixels - 1) / s.pixels;
   } else {
     const std::int64_t lead = p.noisy ? p.element_offset % p.per_block() : 0;
@@ -47,9 +48,11 @@ void sde_run(const AffinePlan& p) {
     held.reset(new double[static_cast<std::size_t>(p.batch * parts * count)]);
     partial = held.get();
   }
-  const std::int64_t elements = std::max<std::int64_t>(1, p.sample ? items.group * p.sample : p.batch * p.n / items.items);
+  const std::int64_t elements =
+      std::max<std::int64_t>(1, p.sample ? items.group * p.sample : p.batch * p.n / items.items);
   const std::int64_t grain = 1 + (p.noisy || p.sums ? kNoisyGrain : kGrain) / elements;
-  parallel_for(items.items, grain, [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end, partial); });
+  parallel_for(items.items, grain,
+               [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end, partial); });
   if (!p.sums) return;
   const int joined = p.joined();
   for (std::int64_t b = 0; b < p.batch; ++b) {

@@ -7,8 +7,9 @@ namespace fokker::cpu {
 
 constexpr int kSdeTile = 1024;          // elements whose operands and noise lie in the first cache at a time
 constexpr std::int64_t kSdeRun = 8192;  // elements of an item
-constexpr int kChannelGroup = 128;      // channels of a tile of pixels
-constexpr int kPixelTile = 4096;        // elements of a tile of pixels
+constexpr std::int64_t kStreamBytes = std::int64_t(64) << 20;  // results from here on are written past the cache
+constexpr int kChannelGroup = 128;                             // channels of a tile of pixels
+constexpr int kPixelTile = 16384;                              // elements of a tile of pixels, at most
 
 struct SdeItems {
   std::int64_t runs = 1, items = 0;  // runs of a sample; in all
@@ -22,10 +23,11 @@ void sde_run(const AffinePlan& p);
 
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                            \
-  namespace fokker::cpu::isa {                                                                     \
-  /* Items [begin, end); `partial` takes sum_count() sums an item, where the plan wants sums. */   \
-  void sde_items_run(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial); \
+#define FK_DECLARE(isa)                                                                                \
+  namespace fokker::cpu::isa {                                                                         \
+  /* Items [begin, end); `partial` takes sum_count() sums an item, where the plan wants sums. */       \
+  void sde_items_run(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, \
+                     double* partial);                                                                 \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

@@ -1,26 +1,10 @@
 // Body of the steps of SDE samplers, their vector-Jacobian products and inner products, once per instruction set.
 //
 // One pass: a tile of every operand is read once into the first cache, noise is made there, results are written once.
-#include "cpu/sde_tile.inc.h"
+#include "cpu/sde_vjp.inc.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
-
-template <typename T> using Table = T[kMaxResults][kMaxColumns];
-
-template <typename T> inline void exponentiate(const T* x, const T* s, T* y, int n) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) y[i] = x[i] * math::exp(s[i]);
-}
-template <typename T> inline void difference(const T* y, const T* x, T* to, int n) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) to[i] = y[i] - x[i];
-}
-template <typename T> inline void clip(const T* x, const T* m, const T* pq, T range, T* to, int n) {
-  const T p = pq[0], q = pq[1];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) to[i] = math::clipped(x[i], m[i], p, q, range);
-}
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 // Results of a tile from its vectors v = x, m_1 .., z.
@@ -60,13 +44,15 @@ template <typename T> inline void step_tile(Tiles<T>& t, const Table<T>& c, std:
     for (int r = 0; r < p.results; ++r) put(p, p.out[r], b, i, n, y[r]);
 }
 
-template <typename T> void step(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
+template <typename T>
+void step(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
   Tiles<T> t(p);
   const int count = p.sum_count();
   bool direct = !p.noisy && !p.clipped && !p.exponential && p.results == 1 && !partial;
   for (int k = 0; k < p.vectors; ++k) direct &= p.native(p.in[k]) && p.adjacent(p.in[k]);
   direct &= p.native(p.out[0]) && p.adjacent(p.out[0]);
   const std::int64_t tile = direct ? kSdeRun : kSdeTile;
+  const bool streamed = direct && !p.aliased && p.batch * p.n * std::int64_t(sizeof(T)) >= kStreamBytes;
   std::int64_t of = -1;
   Table<T> c;
   for (std::int64_t item = begin; item < end; ++item) {
@@ -77,13 +63,16 @@ template <typename T> void step(const AffinePlan& p, const SdeItems& items, std:
       const T* v[kMaxJoined];
       for (int k = 0; k < p.vectors; ++k) v[k] = view(p, p.in[k], b, i, n, t.in[k]);
       v[p.vectors] = z;
-      step_tile(t, c, b, i, n, v, sums);
+      if (streamed) combine_streamed(p.terms(), c[0][0], v[0], c[0] + 1, v + 1, place<T>(p, p.out[0], b, i), n);
+      else step_tile(t, c, b, i, n, v, sums);
     });
   }
+  if (streamed) finish_streams();
 }
 
-// ---- short samples ----------------------------------------------------------------------------------------------------
-// The same with coefficients that change along the tile: column j's are at c[j].
+// ---- short samples
+// ---------------------------------------------------------------------------------------------------- The same with
+// coefficients that change along the tile: column j's are at c[j].
 template <int J, bool Scaled, typename T>
 inline void combine_each_of(const T* a, const T* x, const T* const* c, const T* const* v, T* out, int n) {
   const T *factor[J + 1], *vector[J + 1];
@@ -103,7 +92,8 @@ inline void combine_each(int terms, const T* const* c, const T* x, const T* cons
 #define FK_TERMS(J) \
   case J:           \
     return combine_each_of<J, Scaled>(c[0], x, c + 1, v, out, n);
-    FK_TERMS(0) FK_TERMS(1) FK_TERMS(2) FK_TERMS(3) FK_TERMS(4) FK_TERMS(5) FK_TERMS(6) FK_TERMS(7) FK_TERMS(8) FK_TERMS(9)
+    FK_TERMS(0)
+    FK_TERMS(1) FK_TERMS(2) FK_TERMS(3) FK_TERMS(4) FK_TERMS(5) FK_TERMS(6) FK_TERMS(7) FK_TERMS(8) FK_TERMS(9)
 #undef FK_TERMS
   }
 }
@@ -113,12 +103,15 @@ template <typename T> void short_noise(Tiles<T>& t, std::int64_t begin, std::int
   const AffinePlan& p = t.p;
   constexpr int per = Tiles<T>::per;
   const std::int64_t first = p.element_offset / per, lead = p.element_offset - first * per;
-  const int blocks = static_cast<int>((lead + p.sample + per - 1) / per), most = math::noise_chunk / blocks;
+  const int size = static_cast<int>(p.sample), blocks = static_cast<int>((lead + size + per - 1) / per);
+  const int most = math::noise_chunk / blocks;
+  const bool whole = blocks * per == size;  // nothing to leave out
   math::NoiseLanes at;
   alignas(64) std::uint32_t radius[2 * math::noise_chunk], angle[2 * math::noise_chunk];
   alignas(64) T made[per * math::noise_chunk];
   for (std::int64_t b = begin; b < end; b += most) {
-    const int rows = static_cast<int>(std::min<std::int64_t>(most, end - b)), used = rows * blocks, n = (used + 7) / 8 * 8;
+    const int rows = static_cast<int>(std::min<std::int64_t>(most, end - b)), used = rows * blocks,
+              n = (used + 7) / 8 * 8;
     for (int r = 0, l = 0; r < rows; ++r) {
       const std::uint64_t id = p.id(b + r);
       for (int q = 0; q < blocks; ++q, ++l)
@@ -126,22 +119,73 @@ template <typename T> void short_noise(Tiles<T>& t, std::int64_t begin, std::int
     }
     for (int l = used; l < n; ++l) at.block[l] = at.counter1[l] = at.sample[l] = 0;
     math::noise_pairs(t.key, at, n, radius, angle);
+    T* const z = whole ? to : made;
     if constexpr (per == 4) {
 #pragma omp simd
       for (int i = 0; i < 2 * n; ++i) {
-        const auto z = math::normal_pair(radius[i], angle[i]);
-        made[2 * i] = z.first, made[2 * i + 1] = z.second;
+        const auto pair = math::normal_pair(radius[i], angle[i]);
+        z[2 * i] = pair.first, z[2 * i + 1] = pair.second;
       }
     } else {
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        const auto z = math::normal_pair(math::Words{radius[2 * i], angle[2 * i], radius[2 * i + 1], angle[2 * i + 1]});
-        made[2 * i] = z.first, made[2 * i + 1] = z.second;
+        const auto pair =
+            math::normal_pair(math::Words{radius[2 * i], angle[2 * i], radius[2 * i + 1], angle[2 * i + 1]});
+        z[2 * i] = pair.first, z[2 * i + 1] = pair.second;
       }
     }
-    for (int r = 0; r < rows; ++r)
-      for (int k = 0; k < p.sample; ++k) *to++ = made[r * blocks * per + lead + k];
+    if (whole) {
+      to += rows * size;
+    } else if (size == 2) {
+      for (int r = 0; r < rows; ++r, to += 2)
+        to[0] = z[r * blocks * per + lead], to[1] = z[r * blocks * per + lead + 1];
+    } else {
+      for (int r = 0; r < rows; ++r)
+        for (int k = 0; k < size; ++k) *to++ = z[r * blocks * per + lead + k];
+    }
   }
+}
+
+// Column j of result r for each element of samples [begin, end).
+template <typename T>
+inline void spread(const AffinePlan& p, int r, int j, std::int64_t begin, std::int64_t end, T* to) {
+  const int size = static_cast<int>(p.sample);
+  if (!p.has_row()) {
+    std::fill(to, to + (end - begin) * size, math::quiet_nan<T>());
+    return;
+  }
+  const T* from = static_cast<const T*>(p.coefficients) + p.coefficient(begin, r, j);
+  const std::int64_t stride = p.coefficient_stride;
+  if (size == 1) {
+    for (std::int64_t b = begin; b < end; ++b, from += stride) *to++ = *from;
+  } else if (size == 2) {
+    for (std::int64_t b = begin; b < end; ++b, from += stride, to += 2) to[0] = to[1] = *from;
+  } else {
+    for (std::int64_t b = begin; b < end; ++b, from += stride)
+      for (int k = 0; k < size; ++k) *to++ = *from;
+  }
+}
+// The inner products of each of `rows` short samples.
+template <typename T> inline void short_dots(int joined, const T* const* v, int size, std::int64_t rows, double* sums) {
+  const int count = joined * (joined + 1) / 2;
+  if (size > 8) {
+    const T* of[kMaxJoined];
+    for (std::int64_t b = 0; b < rows; ++b, sums += count) {
+      for (int k = 0; k < joined; ++k) of[k] = v[k] + b * size;
+      std::fill(sums, sums + count, 0.0);
+      all_dots(joined, of, size, sums);
+    }
+    return;
+  }
+  for (int i = 0, at = 0; i < joined; ++i)
+    for (int j = i; j < joined; ++j, ++at) {
+      const T *left = v[i], *right = v[j];
+      for (std::int64_t b = 0; b < rows; ++b, left += size, right += size) {
+        double sum = 0;
+        for (int k = 0; k < size; ++k) sum += static_cast<double>(left[k]) * static_cast<double>(right[k]);
+        sums[b * count + at] = sum;
+      }
+    }
 }
 
 template <typename T>
@@ -163,15 +207,7 @@ void step_short(const AffinePlan& p, const SdeItems& items, std::int64_t begin, 
     if (p.clipped) m1 = v[1];
     const bool hold = p.aliased && (p.results > 1 || partial);
     for (int r = 0; r < p.results; ++r) {
-      const T* table = static_cast<const T*>(p.coefficients);
-      const bool has = p.has_row();
-      for (int j = 0; j < p.columns; ++j) {
-        T* to = column[j];
-        for (std::int64_t b = b0; b < b1; ++b) {
-          const T value = has ? table[p.coefficient(b, r, j)] : math::quiet_nan<T>();
-          for (int k = 0; k < size; ++k) *to++ = value;
-        }
-      }
+      for (int j = 0; j < p.columns; ++j) spread(p, r, j, b0, b1, column[j]);
       T *y = hold ? nullptr : place<T>(p, p.out[r], 0, i), *const direct = y, *const spare = t.work[4];
       if (!y) y = t.work[r];
       if (p.clipped) {
@@ -190,12 +226,8 @@ void step_short(const AffinePlan& p, const SdeItems& items, std::int64_t begin, 
       if (partial && r == 0) {
         difference(y, v[0], spare, n);
         const T* of[kMaxJoined];
-        for (std::int64_t b = b0; b < b1; ++b) {
-          for (int k = 0; k < joined; ++k) of[k] = (k ? v[k] : spare) + (b - b0) * size;
-          double* sums = partial + b * count;
-          std::fill(sums, sums + count, 0.0);
-          all_dots(joined, of, size, sums);
-        }
+        for (int k = 0; k < joined; ++k) of[k] = k ? v[k] : spare;
+        short_dots(joined, of, size, b1 - b0, partial + b0 * count);
       }
       if (!direct && !hold) put(p, p.out[r], 0, i, n, y);
     }
@@ -204,8 +236,10 @@ void step_short(const AffinePlan& p, const SdeItems& items, std::int64_t begin, 
   }
 }
 
-// ---- inner products ---------------------------------------------------------------------------------------------------
-template <typename T> void gram(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
+// ---- inner products
+// ---------------------------------------------------------------------------------------------------
+template <typename T>
+void gram(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
   Tiles<T> t(p);
   const int count = p.sum_count();
   for (std::int64_t item = begin; item < end; ++item) {
@@ -216,109 +250,6 @@ template <typename T> void gram(const AffinePlan& p, const SdeItems& items, std:
       for (int k = 0; k < p.vectors; ++k) v[k] = view(p, p.in[k], b, i, n, t.in[k]);
       v[p.vectors] = z;
       all_dots(p.joined(), v, n, sums);
-    });
-  }
-}
-
-// ---- vector-Jacobian product --------------------------------------------------------------------------------------------
-// With s what the coefficients are linear in (y, or log(y / x)): h = the gradient in s. Then gradients in the vectors
-// are sums of h over the results, and in the coefficients inner products with h.
-template <typename T> inline void vjp_tile(Tiles<T>& t, const Table<T>& c, std::int64_t b, std::int64_t i, int n, const T* z,
-                                           double* sums) {
-  const AffinePlan& p = t.p;
-  const int joined = p.joined(), results = p.results;
-  const bool reads = p.exponential || p.clipped || sums;  // a linear step's vectors matter to its coefficients only
-  const T *v[kMaxJoined + 1] = {}, *g[kMaxResults], *h[kMaxResults];
-  if (reads)
-    for (int k = 0; k < p.vectors; ++k) v[k] = view(p, p.in[k], b, i, n, t.in[k]);
-  v[p.vectors] = z;
-  const T* const m1 = p.clipped ? v[1] : nullptr;
-  // work: g or h by result, gradient in m_1 before the clip by result, gradient in x, clipped m_1, spare
-  T *const to_x = t.work[6], *const clipped = t.work[7], *const spare = t.work[8];
-  T factor[kMaxResults];
-  bool started = false;  // whether to_x holds anything yet
-  for (int r = 0; r < results; ++r) {
-    g[r] = h[r] = view(p, p.grad[r], b, i, n, t.work[r]);
-    if (p.clipped) {
-      clip(v[0], m1, c[r] + p.columns - 2, static_cast<T>(p.clip), clipped, n);
-      v[1] = clipped;
-    }
-    if (p.exponential) {
-      combine<false>(joined - 1, c[r][0], v[0], c[r] + 1, v + 1, spare, n);
-      const T *const x = v[0], *const gr = g[r];
-      T* const to_s = t.work[r];
-#pragma omp simd
-      for (int k = 0; k < n; ++k) {
-        const T scaled = gr[k] * math::exp(spare[k]);
-        to_x[k] = started ? to_x[k] + scaled : scaled;
-        to_s[k] = scaled * x[k];
-      }
-      h[r] = to_s;
-      started = true;
-    }
-    if (sums) {
-      double* const of = sums + r * p.columns;
-      if (p.exponential) {
-        double total = 0;
-        for (int k = 0; k < n; ++k) total += static_cast<double>(h[r][k]);
-        of[0] += total;
-      } else {
-        dots(1, h[r], v, n, of);
-      }
-      if (joined > 1) dots(joined - 1, h[r], v + 1, n, of + 1);
-    }
-    if (p.clipped) {
-      const T *const x = v[0], *const hr = h[r], pc = c[r][p.columns - 2], qc = c[r][p.columns - 1];
-      const T range = static_cast<T>(p.clip), weight = c[r][1];
-      T* const through = t.work[3 + r];
-#pragma omp simd
-      for (int k = 0; k < n; ++k)
-        through[k] = math::unclipped(x[k], m1[k], pc, qc, range) ? weight * hr[k] : T(0);
-      if (sums) {
-        const T* both[2] = {x, m1};
-        dots(2, through, both, n, sums + r * p.columns + p.columns - 2);
-      }
-    }
-  }
-  const auto write = [&](int k, auto&& fill) {
-    if (!p.out[k].data) return;
-    T *y = place<T>(p, p.out[k], b, i), *const direct = y;
-    if (!y) y = spare;
-    fill(y);
-    if (!direct) put(p, p.out[k], b, i, n, y);
-  };
-  // The gradient in a vector: the sum over results of `factor` times h (or what went through the clip).
-  const T* const passed[kMaxResults] = {t.work[3], t.work[4], t.work[5]};
-  const auto sum_of = [&](const T* const* parts, T* y) {
-    combine<true>(results - 1, factor[0], parts[0], factor + 1, parts + 1, y, n);
-  };
-  write(0, [&](T* y) {
-    for (int r = 0; r < results; ++r) factor[r] = c[r][0];
-    if (p.exponential) std::copy(to_x, to_x + n, y);
-    else sum_of(h, y);
-    if (!p.clipped) return;
-    for (int r = 0; r < results; ++r) factor[r] = c[r][p.columns - 2];
-    combine<true>(results, T(1), y, factor, passed, y, n);
-  });
-  for (int k = 1; k < p.vectors; ++k)
-    write(k, [&](T* y) {
-      const bool through = p.clipped && k == 1;
-      for (int r = 0; r < results; ++r) factor[r] = c[r][through ? p.columns - 1 : k];
-      sum_of(through ? passed : h, y);
-    });
-}
-
-template <typename T> void vjp(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
-  Tiles<T> t(p);
-  const int count = p.sum_count();
-  std::int64_t of = -1;
-  Table<T> c;
-  for (std::int64_t item = begin; item < end; ++item) {
-    double* sums = partial ? partial + item * count : nullptr;
-    if (sums) std::fill(sums, sums + count, 0.0);
-    t.each(items, item, kSdeTile, [&](std::int64_t b, std::int64_t i, int n, const T* z) {
-      if (b != of) t.coefficients(of = b, c);
-      vjp_tile(t, c, b, i, n, z, sums);
     });
   }
 }

@@ -1,149 +1,27 @@
-// Tiles of a sample for the SDE steps: operands and noise as contiguous numbers in the first cache.
+// Tiles of a sample for the SDE steps: sums, inner products and noise of contiguous numbers in the first cache.
 #pragma once
 
-#include "common/half.h"
-#include "cpu/sde.h"
-#include "cpu/simd.h"
+#include "cpu/sde_operand.inc.h"
 #include "math/noise_fill.h"
 #include "math/sde_update.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-// f(offset, count, stride, done) over the runs of elements [i, i + n) along the innermost dimension.
-template <typename F> inline void walk(const AffinePlan& p, const Operand& o, std::int64_t i, int n, F&& f) {
-  if (p.ndim <= 1) return f(p.ndim ? i * o.strides[0] : 0, n, p.ndim ? o.strides[0] : 1, 0);
-  std::int64_t index[kMaxDims], rest = i, offset = 0;
-  for (int d = p.ndim - 1; d >= 0; --d) {
-    index[d] = rest % p.shape[d];
-    rest /= p.shape[d];
-    offset += index[d] * o.strides[d];
-  }
-  const int last = p.ndim - 1;
-  for (int done = 0; done < n;) {
-    const int count = static_cast<int>(std::min<std::int64_t>(n - done, p.shape[last] - index[last]));
-    f(offset, count, o.strides[last], done);
-    done += count;
-    offset -= index[last] * o.strides[last];
-    index[last] = 0;
-    for (int d = last - 1; d >= 0; --d) {
-      offset += o.strides[d];
-      if (++index[d] < p.shape[d]) break;
-      offset -= p.shape[d] * o.strides[d];
-      index[d] = 0;
-    }
-  }
-}
+template <typename T> using Table = T[kMaxResults][kMaxColumns];
 
-// from[at], from[at + stride], ... as numbers of type T.
-template <typename T, typename S, typename F>
-inline void take(const S* from, std::int64_t stride, int n, T* to, F convert) {
-  if (stride == 1) {
+template <typename T> inline void exponentiate(const T* x, const T* s, T* y, int n) {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) to[i] = convert(from[i]);
-  } else {
-    for (int i = 0; i < n; ++i) to[i] = convert(from[i * stride]);
-  }
+  for (int i = 0; i < n; ++i) y[i] = x[i] * math::exp(s[i]);
 }
-template <typename S, typename T, typename F>
-inline void give(const T* from, S* to, std::int64_t stride, int n, F convert) {
-  if (stride == 1) {
+template <typename T> inline void difference(const T* y, const T* x, T* to, int n) {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) to[i] = convert(from[i]);
-  } else {
-    for (int i = 0; i < n; ++i) to[i * stride] = convert(from[i]);
-  }
+  for (int i = 0; i < n; ++i) to[i] = y[i] - x[i];
 }
-#if defined(__AVX512F__)
-// The hardware's conversions; the portable ones branch.
-inline void take_halves(const Half* from, int n, float* to) {
-  int i = 0;
-  for (; i + 16 <= n; i += 16)
-    _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
-  for (; i < n; ++i) to[i] = to_float(from[i]);
-}
-inline void give_halves(const float* from, int n, Half* to) {
-  int i = 0;
-  for (; i + 16 <= n; i += 16)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 8));
-  for (; i < n; ++i) to[i] = to_half(from[i]);
-}
-inline void give_bfloats(const float* from, int n, BFloat16* to) {
-  const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), nan = _mm512_set1_epi32(0x7fc0);
-  int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m512 x = _mm512_loadu_ps(from + i);
-    const __m512i bits = _mm512_castps_si512(x), top = _mm512_srli_epi32(bits, 16);
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, half), _mm512_and_si512(top, one));
-    const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), nan);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(rounded));
-  }
-  for (; i < n; ++i) to[i] = to_bfloat16(from[i]);
-}
-#else
-inline void give_bfloats(const float* from, int n, BFloat16* to) {
-  give(from, to, 1, n, [](float x) { return to_bfloat16(x); });
-}
-inline void take_halves(const Half* from, int n, float* to) {
-  take(from, 1, n, to, [](Half h) { return to_float(h); });
-}
-inline void give_halves(const float* from, int n, Half* to) {
-  give(from, to, 1, n, [](float x) { return to_half(x); });
-}
-#endif
-
-template <typename T> inline void take_any(const void* data, DType dtype, std::int64_t at, std::int64_t stride, int n, T* to) {
-  switch (dtype) {
-    case DType::f16:
-      if constexpr (sizeof(T) == 4)
-        if (stride == 1) return take_halves(static_cast<const Half*>(data) + at, n, to);
-      return take(static_cast<const Half*>(data) + at, stride, n, to, [](Half h) { return T(to_float(h)); });
-    case DType::bf16:
-      return take(static_cast<const BFloat16*>(data) + at, stride, n, to, [](BFloat16 h) { return T(to_float(h)); });
-    case DType::f64:
-      return take(static_cast<const double*>(data) + at, stride, n, to, [](double x) { return static_cast<T>(x); });
-    default:
-      return take(static_cast<const float*>(data) + at, stride, n, to, [](float x) { return static_cast<T>(x); });
-  }
-}
-template <typename T> inline void give_any(const T* from, void* data, DType dtype, std::int64_t at, std::int64_t stride, int n) {
-  switch (dtype) {
-    case DType::f16:
-      if constexpr (sizeof(T) == 4)
-        if (stride == 1) return give_halves(from, n, static_cast<Half*>(data) + at);
-      return give(from, static_cast<Half*>(data) + at, stride, n, [](T x) { return to_half(static_cast<float>(x)); });
-    case DType::bf16:
-      if constexpr (sizeof(T) == 4)
-        if (stride == 1) return give_bfloats(from, n, static_cast<BFloat16*>(data) + at);
-      return give(from, static_cast<BFloat16*>(data) + at, stride, n,
-                  [](T x) { return to_bfloat16(static_cast<float>(x)); });
-    case DType::f64:
-      return give(from, static_cast<double*>(data) + at, stride, n, [](T x) { return static_cast<double>(x); });
-    default:
-      return give(from, static_cast<float*>(data) + at, stride, n, [](T x) { return static_cast<float>(x); });
-  }
-}
-
-// Elements [i, i + n) of sample b: where they lie if that is contiguous, else copied into `buffer`.
-template <typename T>
-inline const T* view(const AffinePlan& p, const Operand& o, std::int64_t b, std::int64_t i, int n, T* buffer) {
-  const std::int64_t base = b * o.batch_stride;
-  if (p.native(o) && p.adjacent(o)) return static_cast<const T*>(o.data) + base + i;
-  walk(p, o, i, n, [&](std::int64_t at, int count, std::int64_t stride, int done) {
-    take_any(o.data, o.dtype, base + at, stride, count, buffer + done);
-  });
-  return buffer;
-}
-template <typename T>
-inline void put(const AffinePlan& p, const Operand& o, std::int64_t b, std::int64_t i, int n, const T* from) {
-  const std::int64_t base = b * o.batch_stride;
-  walk(p, o, i, n, [&](std::int64_t at, int count, std::int64_t stride, int done) {
-    give_any(from + done, o.data, o.dtype, base + at, stride, count);
-  });
-}
-// Where a result can be written as it is computed.
-template <typename T> inline T* place(const AffinePlan& p, const Operand& o, std::int64_t b, std::int64_t i) {
-  return p.native(o) && p.adjacent(o) ? static_cast<T*>(o.data) + b * o.batch_stride + i : nullptr;
+template <typename T> inline void clip(const T* x, const T* m, const T* pq, T range, T* to, int n) {
+  const T p = pq[0], q = pq[1];
+#pragma omp simd
+  for (int i = 0; i < n; ++i) to[i] = math::clipped(x[i], m[i], p, q, range);
 }
 
 // out = a x + sum_j c[j] v[j], or a + sum where not Scaled.
@@ -167,18 +45,73 @@ inline void combine(int terms, T a, const T* x, const T* c, const T* const* v, T
 #define FK_TERMS(J) \
   case J:           \
     return combine_of<J, Scaled>(a, x, c, v, out, n);
-    FK_TERMS(0) FK_TERMS(1) FK_TERMS(2) FK_TERMS(3) FK_TERMS(4) FK_TERMS(5) FK_TERMS(6) FK_TERMS(7) FK_TERMS(8) FK_TERMS(9)
+    FK_TERMS(0)
+    FK_TERMS(1) FK_TERMS(2) FK_TERMS(3) FK_TERMS(4) FK_TERMS(5) FK_TERMS(6) FK_TERMS(7) FK_TERMS(8) FK_TERMS(9)
 #undef FK_TERMS
   }
 }
 
+// The same past the cache, for results that no cache would hold until they are read: without this a line is fetched
+// only to be overwritten.
+#if defined(__AVX512F__)
+inline void stream(float* p, VecF v) { _mm512_stream_ps(p, v); }
+inline void stream(double* p, VecD v) { _mm512_stream_pd(p, v); }
+#elif defined(__AVX2__)
+inline void stream(float* p, VecF v) { _mm256_stream_ps(p, v); }
+inline void stream(double* p, VecD v) { _mm256_stream_pd(p, v); }
+#elif defined(__SSE2__)
+inline void stream(float* p, VecF v) { _mm_stream_ps(p, v); }
+inline void stream(double* p, VecD v) { _mm_stream_pd(p, v); }
+#else
+template <typename T> inline void stream(T* p, Vec<T> v) { store(p, v); }
+#endif
+template <int J, typename T>
+inline void combine_streamed(T a, const T* x, const T* c, const T* const* v, T* out, std::int64_t n) {
+  constexpr int lanes = kLanesOf<T>;
+  const auto misplaced = reinterpret_cast<std::uintptr_t>(out) % kVectorBytes / sizeof(T);
+  std::int64_t i = std::min<std::int64_t>(n, misplaced ? lanes - static_cast<std::int64_t>(misplaced) : 0);
+  combine_of<J, true>(a, x, c, v, out, i);
+  for (; i + lanes <= n; i += lanes) {
+    Vec<T> sum = all(a) * load(x + i);
+#pragma GCC unroll 10
+    for (int j = 0; j < J; ++j) sum = fma(all(c[j]), load(v[j] + i), sum);
+    stream(out + i, sum);
+  }
+  const T* rest[J + 1];
+  for (int j = 0; j < J; ++j) rest[j] = v[j] + i;
+  combine_of<J, true>(a, x + i, c, rest, out + i, n - i);
+}
+template <typename T>
+inline void combine_streamed(int terms, T a, const T* x, const T* c, const T* const* v, T* out, std::int64_t n) {
+  switch (terms) {
+    case 0:
+      return combine_streamed<0>(a, x, c, v, out, n);
+    case 1:
+      return combine_streamed<1>(a, x, c, v, out, n);
+    case 2:
+      return combine_streamed<2>(a, x, c, v, out, n);
+    case 3:
+      return combine_streamed<3>(a, x, c, v, out, n);
+    default:
+      return combine<true>(terms, a, x, c, v, out, n);
+  }
+}
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // The widened lanes of a vector from memory.
 inline VecD widened(const double* p) { return load(p); }
-inline VecD widened(const float* p) {
-  VecHalfF h;
-  __builtin_memcpy(&h, p, sizeof(h));
-  return __builtin_convertvector(h, VecD);
-}
+// (gcc splits __builtin_convertvector into lanes of 128 bits here.)
+#if defined(__AVX512F__)
+inline VecD widened(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+#elif defined(__AVX2__)
+inline VecD widened(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+#else
+inline VecD widened(const float* p) { return VecD{p[0], p[1]}; }
+#endif
 // sum[j] += <a, v[j]> of N vectors v, or with Triangle the upper triangle of the products of v by rows. Products of
 // floats are exact; each sum runs in kLanesOf<double> lanes, twice that where registers allow.
 template <int N, bool Triangle, typename T> inline void dots_of(const T* a, const T* const* v, int n, double* sum) {
@@ -224,7 +157,8 @@ template <typename T> inline void dots(int count, const T* a, const T* const* v,
 #define FK_COUNT(N) \
   case N:           \
     return dots_of<N, false>(a, v, n, sum);
-    FK_COUNT(1) FK_COUNT(2) FK_COUNT(3) FK_COUNT(4) FK_COUNT(5) FK_COUNT(6) FK_COUNT(7) FK_COUNT(8) FK_COUNT(9) FK_COUNT(10)
+    FK_COUNT(1)
+    FK_COUNT(2) FK_COUNT(3) FK_COUNT(4) FK_COUNT(5) FK_COUNT(6) FK_COUNT(7) FK_COUNT(8) FK_COUNT(9) FK_COUNT(10)
 #undef FK_COUNT
   }
 }
@@ -248,14 +182,14 @@ template <typename T> inline void all_dots(int count, const T* const* v, int n, 
   }
 }
 
-constexpr int kNoisePad = 64;
+constexpr int kNoisePad = 64, kTurned = 8;  // channels whose noise is turned at a time
 
 template <typename T> struct Tiles {
   const AffinePlan& p;
   const std::uint64_t key;
   const std::uint32_t counter1;
   static constexpr int per = sizeof(T) == 8 ? 2 : 4;
-  alignas(64) T in[kMaxVectors][kSdeTile], noise[kPixelTile + kNoisePad], line[kSdeTile];
+  alignas(64) T in[kMaxVectors][kSdeTile], noise[kPixelTile + kNoisePad], line[kTurned][256 + kNoisePad];
   alignas(64) T work[2 * kMaxResults + 3][kSdeTile];
 
   explicit Tiles(const AffinePlan& plan)
@@ -288,7 +222,8 @@ template <typename T> struct Tiles {
     if (items.pixels) return each_pixels(items, b, r, f);
     // Cut where Philox blocks begin.
     const std::int64_t lead = p.noisy ? p.element_offset % per : 0;
-    const std::int64_t begin = std::max<std::int64_t>(0, r * kSdeRun - lead), end = std::min(p.n, (r + 1) * kSdeRun - lead);
+    const std::int64_t begin = std::max<std::int64_t>(0, r * kSdeRun - lead),
+                       end = std::min(p.n, (r + 1) * kSdeRun - lead);
     const std::uint64_t id = p.noisy ? p.id(b) : 0;
     for (std::int64_t i = begin; i < end;) {
       const std::int64_t next = std::min(end, (i + lead) / tile * tile + tile - lead);
@@ -305,9 +240,19 @@ template <typename T> struct Tiles {
     const int count = static_cast<int>(std::min<std::int64_t>(items.pixels, p.pixels - from));
     for (std::int64_t c0 = 0; c0 < p.channels; c0 += kChannelGroup) {
       const int width = static_cast<int>(std::min<std::int64_t>(kChannelGroup, p.channels - c0));
-      for (int c = 0; c < width; ++c) {
-        const T* z = normals(id, p.element_offset + (c0 + c) * p.pixels + from, count, line);
-        for (int k = 0; k < count; ++k) noise[k * width + c] = z[k];
+      for (int c = 0; c < width; c += kTurned) {
+        const T* z[kTurned];
+        const int some = std::min(kTurned, width - c);
+        for (int j = 0; j < some; ++j)
+          z[j] = normals(id, p.element_offset + (c0 + c + j) * p.pixels + from, count, line[j]);
+        T* to = noise + c;
+        if (some == kTurned) {
+          for (int k = 0; k < count; ++k, to += width)
+            for (int j = 0; j < kTurned; ++j) to[j] = z[j][k];
+        } else {
+          for (int k = 0; k < count; ++k, to += width)
+            for (int j = 0; j < some; ++j) to[j] = z[j][k];
+        }
       }
       const std::int64_t at = from * p.channels + c0;
       if (width == p.channels) {

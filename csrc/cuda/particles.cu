@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
   for (std::int64_t g = blockIdx.x; g < p.groups; g += gridDim.x) {
     const std::int64_t base = g * p.n, to = g * p.count;
     double top = -math::infinity<double>();
-    for (std::int64_t j = threadIdx.x; j < p.n; j += kThreads) top = Max{}(top, number_at(p.log_weights, p.dtype, base + j));
+    for (std::int64_t j = threadIdx.x; j < p.n; j += kThreads)
+      top = Max{}(top, number_at(p.log_weights, p.dtype, base + j));
     top = block_reduce<kThreads>(top, Max{});
     const auto weight = [&](std::int64_t j) { return math::exp(number_at(p.log_weights, p.dtype, base + j) - top); };
     double sum = 0, squares = 0;
@@ -130,7 +131,9 @@ __global__ void __launch_bounds__(kThreads) resample_kernel(const __grid_constan
         found = first_at_least(first, p.n, place + 1);
       } else {
         const double u = p.at.uniform(p.stream, id, one ? 0 : i);
-        const double x = residual ? u * left : p.method == ResampleMethod::multinomial ? u * total : (place + u) / count * total;
+        const double x = residual                                  ? u * left
+                         : p.method == ResampleMethod::multinomial ? u * total
+                                                                   : (place + u) / count * total;
         found = first_at_least(residual ? rest : first, p.n, x);
       }
       p.ancestors[to + i] = found;

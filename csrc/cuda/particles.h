@@ -6,7 +6,7 @@
 namespace fokker {
 struct ResamplePlan;
 struct AbsorbPlan;
-}
+}  // namespace fokker
 
 namespace fokker::cuda {
 

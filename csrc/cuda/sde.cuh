@@ -34,6 +34,14 @@ struct SdeWalk {
   bool turned = false;      // blocks are counted pixel first, so that threads run along the channels
 };
 
+// A walk whose packing the compiler knows.
+template <bool kPacked> __device__ __forceinline__ SdeWalk fixed(const SdeWalk& walk) {
+  SdeWalk w = walk;
+  w.packed = kPacked;
+  if (kPacked) w.turned = false;
+  return w;
+}
+
 // Where a thread works: sample, first element of the sample's noise, and the places of its elements in memory order.
 template <typename T> struct Spot {
   std::int64_t b, i, at[kPer<T>];
@@ -61,37 +69,50 @@ template <typename S, typename T> __device__ __forceinline__ S stored(T x) {
   else if constexpr (std::is_same_v<S, BFloat16>) return to_bfloat16(static_cast<float>(x));
   else return static_cast<S>(x);
 }
+// Places of a spot's elements in one operand, -1 for none; of packed ones the first only.
+template <typename T>
+__device__ __forceinline__ Spot<T> places(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& s) {
+  Spot<T> to = s;
+  const std::int64_t base = s.b * o.batch_stride;
+  to.at[0] = s.at[0] + base;
+  if (w.packed) return to;
+#pragma unroll
+  for (int j = 0; j < kPer<T>; ++j)
+    to.at[j] = s.at[j] < 0 ? -1 : base + (p.adjacent(o) ? s.at[j] : p.offset(o, s.at[j]));
+  return to;
+}
 template <typename T, typename S>
-__device__ __forceinline__ Lot<T> read_as(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& s) {
-  const S* const from = static_cast<const S*>(o.data) + s.b * o.batch_stride;
+__device__ __forceinline__ Lot<T> read_as(const void* data, bool packed, const Spot<T>& s) {
+  const S* const from = static_cast<const S*>(data);
   Lot<T> lot;
-  if (w.packed) {
+  if (packed) {
     const auto pack = *reinterpret_cast<const Packed<S, kPer<T>>*>(from + s.at[0]);
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j) lot.v[j] = number<T>(pack.v[j]);
   } else {
 #pragma unroll
-    for (int j = 0; j < kPer<T>; ++j) lot.v[j] = s.at[j] < 0 ? T(0) : number<T>(from[p.offset(o, s.at[j])]);
+    for (int j = 0; j < kPer<T>; ++j) lot.v[j] = s.at[j] < 0 ? T(0) : number<T>(from[s.at[j]]);
   }
   return lot;
 }
 template <typename T>
-__device__ __forceinline__ Lot<T> read(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& s) {
+__device__ __forceinline__ Lot<T> read(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& spot) {
+  const Spot<T> s = places(p, w, o, spot);
   switch (o.dtype) {
     case DType::f16:
-      return read_as<T, Half>(p, w, o, s);
+      return read_as<T, Half>(o.data, w.packed, s);
     case DType::bf16:
-      return read_as<T, BFloat16>(p, w, o, s);
+      return read_as<T, BFloat16>(o.data, w.packed, s);
     case DType::f64:
-      return read_as<T, double>(p, w, o, s);
+      return read_as<T, double>(o.data, w.packed, s);
     default:
-      return read_as<T, float>(p, w, o, s);
+      return read_as<T, float>(o.data, w.packed, s);
   }
 }
 template <typename S, typename T>
-__device__ __forceinline__ void write_as(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& s, const Lot<T>& lot) {
-  S* const to = static_cast<S*>(o.data) + s.b * o.batch_stride;
-  if (w.packed) {
+__device__ __forceinline__ void write_as(void* data, bool packed, const Spot<T>& s, const Lot<T>& lot) {
+  S* const to = static_cast<S*>(data);
+  if (packed) {
     Packed<S, kPer<T>> pack;
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j) pack.v[j] = stored<S>(lot.v[j]);
@@ -99,29 +120,32 @@ __device__ __forceinline__ void write_as(const AffinePlan& p, const SdeWalk& w, 
   } else {
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j)
-      if (s.at[j] >= 0) to[p.offset(o, s.at[j])] = stored<S>(lot.v[j]);
+      if (s.at[j] >= 0) to[s.at[j]] = stored<S>(lot.v[j]);
   }
 }
-template <typename T>
-__device__ __forceinline__ void write(const AffinePlan& p, const SdeWalk& w, const Operand& o, const Spot<T>& s, const Lot<T>& lot) {
+template <typename T> __device__ __forceinline__ void write(const AffinePlan& p, const SdeWalk& w, const Operand& o,
+                                                            const Spot<T>& spot, const Lot<T>& lot) {
+  const Spot<T> s = places(p, w, o, spot);
   switch (o.dtype) {
     case DType::f16:
-      return write_as<Half>(p, w, o, s, lot);
+      return write_as<Half>(o.data, w.packed, s, lot);
     case DType::bf16:
-      return write_as<BFloat16>(p, w, o, s, lot);
+      return write_as<BFloat16>(o.data, w.packed, s, lot);
     case DType::f64:
-      return write_as<double>(p, w, o, s, lot);
+      return write_as<double>(o.data, w.packed, s, lot);
     default:
-      return write_as<float>(p, w, o, s, lot);
+      return write_as<float>(o.data, w.packed, s, lot);
   }
 }
 
 // The noise of a spot; 0 outside the sample, where it would enter sums.
-template <typename T> __device__ __forceinline__ Lot<T> noise_at(const AffinePlan& p, const SdeWalk& w, const Spot<T>& s) {
+template <typename T>
+__device__ __forceinline__ Lot<T> noise_at(const AffinePlan& p, const SdeWalk& w, const Spot<T>& s) {
   const std::uint64_t id = p.id(s.b), key = p.key();
   const auto block = static_cast<std::uint32_t>((p.element_offset + s.i) / kPer<T>);
-  const math::Words words = math::philox({block, p.counter1(), static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)},
-                                         static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32));
+  const math::Words words =
+      math::philox({block, p.counter1(), static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32)},
+                   static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32));
   Lot<T> z;
   if constexpr (sizeof(T) == 8) {
     const auto pair = math::normal_pair(words);
@@ -137,7 +161,8 @@ template <typename T> __device__ __forceinline__ Lot<T> noise_at(const AffinePla
   return z;
 }
 
-template <typename T> __device__ __forceinline__ T coefficient(const AffinePlan& p, bool has_row, std::int64_t b, int r, int column) {
+template <typename T>
+__device__ __forceinline__ T coefficient(const AffinePlan& p, bool has_row, std::int64_t b, int r, int column) {
   return has_row ? static_cast<const T*>(p.coefficients)[p.coefficient(b, r, column)] : math::quiet_nan<T>();
 }
 

@@ -6,7 +6,7 @@
 namespace fokker::cuda {
 namespace {
 
-template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
+template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads, 1)
     sde_gram_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk w) {
   constexpr int size = (K + 2) * (K + 3) / 2;
   double sum[size] = {};
@@ -83,7 +83,8 @@ void sde_gram(const AffinePlan& p, cudaStream_t stream) {
 }
 
 void sde_add_tiles(const AffinePlan& p, std::int64_t tiles, int count, cudaStream_t stream) {
-  FK_LAUNCH((sde_add_tiles_kernel), blocks_for(p.batch * count * kWarp, kSdeThreads), kSdeThreads, 0, stream, p, tiles, count);
+  FK_LAUNCH((sde_add_tiles_kernel), blocks_for(p.batch * count * kWarp, kSdeThreads), kSdeThreads, 0, stream, p, tiles,
+            count);
 }
 
 std::int64_t sde_workspace(const AffinePlan& p) {

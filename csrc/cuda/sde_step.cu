@@ -8,7 +8,8 @@ namespace {
 
 // K: terms, or with !Exact at most that many.
 template <typename T, int K, bool Exact, bool Dots>
-__device__ __forceinline__ void step_at(const AffinePlan& p, const SdeWalk& w, bool has_row, std::int64_t b, std::int64_t q, double* sum) {
+__device__ __forceinline__ void step_at(const AffinePlan& p, const SdeWalk& w, bool has_row, std::int64_t b,
+                                        std::int64_t q, double* sum) {
   const int vectors = Exact ? K + 1 : p.vectors;
   const Spot<T> s = spot<T>(p, w, b, q);
   Lot<T> v[K + 1], z{};
@@ -20,9 +21,11 @@ __device__ __forceinline__ void step_at(const AffinePlan& p, const SdeWalk& w, b
   for (int r = 0; r < p.results; ++r) {
     Lot<T> first = v[K > 0 ? 1 : 0], y;
     if (K > 0 && p.clipped) {
-      const T pc = coefficient<T>(p, has_row, b, r, p.columns - 2), qc = coefficient<T>(p, has_row, b, r, p.columns - 1);
+      const T pc = coefficient<T>(p, has_row, b, r, p.columns - 2),
+              qc = coefficient<T>(p, has_row, b, r, p.columns - 1);
 #pragma unroll
-      for (int j = 0; j < kPer<T>; ++j) first.v[j] = math::clipped(v[0].v[j], first.v[j], pc, qc, static_cast<T>(p.clip));
+      for (int j = 0; j < kPer<T>; ++j)
+        first.v[j] = math::clipped(v[0].v[j], first.v[j], pc, qc, static_cast<T>(p.clip));
     }
     const T a = coefficient<T>(p, has_row, b, r, 0);
 #pragma unroll
@@ -61,13 +64,16 @@ __device__ __forceinline__ void step_at(const AffinePlan& p, const SdeWalk& w, b
   }
 }
 
-template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
-    sde_step_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk w) {
+// Packed: every operand's lots lie whole and aligned; then K is the number of terms.
+template <typename T, int K, bool kPacked> __global__ void __launch_bounds__(kSdeThreads, kPacked ? 2 : 1)
+    sde_step_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk walk) {
+  const SdeWalk w = fixed<kPacked>(walk);
   const bool has_row = p.has_row();
-  each_block(p, w, [&](std::int64_t b, std::int64_t q) { step_at<T, K, true, false>(p, w, has_row, b, q, nullptr); });
+  each_block(p, w,
+             [&](std::int64_t b, std::int64_t q) { step_at<T, K, kPacked, false>(p, w, has_row, b, q, nullptr); });
 }
 
-template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
+template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads, 1)
     sde_step_dots_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk w) {
   constexpr int size = (K + 2) * (K + 3) / 2;
   const bool has_row = p.has_row();
@@ -88,8 +94,10 @@ template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
     }
 }
 
-template <typename T, int K> void launch_step(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
-  FK_LAUNCH((sde_step_kernel<T, K>), blocks_for(p.batch * w.blocks, kSdeThreads), kSdeThreads, 0, stream, p, w);
+template <typename T, int K, bool kPacked>
+void launch_step(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
+  FK_LAUNCH((sde_step_kernel<T, K, kPacked>), blocks_for(p.batch * w.blocks, kSdeThreads), kSdeThreads, 0, stream, p,
+            w);
 }
 template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
   if (p.sums) {
@@ -99,10 +107,15 @@ template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStr
     else FK_LAUNCH((sde_step_dots_kernel<T, 8>), blocks, kSdeThreads, 0, stream, p, w);
     return sde_add_tiles(p, tiles_of(p, w) / p.batch, p.pairs(), stream);
   }
+  if (!w.packed) {
+    if (p.vectors <= 3) launch_step<T, 2, false>(p, w, stream);
+    else launch_step<T, 8, false>(p, w, stream);
+    return;
+  }
   switch (p.terms()) {
 #define FK_TERMS(K) \
   case K:           \
-    return launch_step<T, K>(p, w, stream);
+    return launch_step<T, K, true>(p, w, stream);
     FK_TERMS(0) FK_TERMS(1) FK_TERMS(2) FK_TERMS(3) FK_TERMS(4) FK_TERMS(5) FK_TERMS(6) FK_TERMS(7) FK_TERMS(8)
 #undef FK_TERMS
   }

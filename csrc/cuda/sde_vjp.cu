@@ -8,8 +8,9 @@
 namespace fokker::cuda {
 namespace {
 
-template <typename T, int K, bool Sums>
-__device__ __forceinline__ void vjp_at(const AffinePlan& p, const SdeWalk& w, bool has_row, std::int64_t b, std::int64_t q, double* sum) {
+template <typename T, int K, bool Sums> __device__ __forceinline__ void vjp_at(const AffinePlan& p, const SdeWalk& w,
+                                                                               bool has_row, std::int64_t b,
+                                                                               std::int64_t q, double* sum) {
   constexpr int columns = K + 4;  // of `sum`, a row a result: a, b_1 .. b_K, c, p, q
   const Spot<T> s = spot<T>(p, w, b, q);
   Lot<T> v[K + 1], z{}, to[K + 1];
@@ -30,7 +31,8 @@ __device__ __forceinline__ void vjp_at(const AffinePlan& p, const SdeWalk& w, bo
     if (K > 0 && p.clipped) {
       pc = coefficient<T>(p, has_row, b, r, p.columns - 2), qc = coefficient<T>(p, has_row, b, r, p.columns - 1);
 #pragma unroll
-      for (int j = 0; j < kPer<T>; ++j) first.v[j] = math::clipped(v[0].v[j], first.v[j], pc, qc, static_cast<T>(p.clip));
+      for (int j = 0; j < kPer<T>; ++j)
+        first.v[j] = math::clipped(v[0].v[j], first.v[j], pc, qc, static_cast<T>(p.clip));
     }
     if (p.exponential) {
       Lot<T> total;
@@ -62,7 +64,8 @@ __device__ __forceinline__ void vjp_at(const AffinePlan& p, const SdeWalk& w, bo
       const T weight = coefficient<T>(p, has_row, b, r, 1);
 #pragma unroll
       for (int j = 0; j < kPer<T>; ++j) {
-        through.v[j] = math::unclipped(v[0].v[j], v[K > 0 ? 1 : 0].v[j], pc, qc, static_cast<T>(p.clip)) ? weight * h.v[j] : T(0);
+        through.v[j] =
+            math::unclipped(v[0].v[j], v[K > 0 ? 1 : 0].v[j], pc, qc, static_cast<T>(p.clip)) ? weight * h.v[j] : T(0);
         to[0].v[j] = math::plus_term(to[0].v[j], pc, through.v[j]);
       }
     }
@@ -94,13 +97,14 @@ __device__ __forceinline__ void vjp_at(const AffinePlan& p, const SdeWalk& w, bo
     if (k < p.vectors && p.out[k].data) write(p, w, p.out[k], s, to[k]);
 }
 
-template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
-    sde_vjp_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk w) {
+template <typename T, int K, bool kPacked> __global__ void __launch_bounds__(kSdeThreads, 1)
+    sde_vjp_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk walk) {
+  const SdeWalk w = fixed<kPacked>(walk);
   const bool has_row = p.has_row();
   each_block(p, w, [&](std::int64_t b, std::int64_t q) { vjp_at<T, K, false>(p, w, has_row, b, q, nullptr); });
 }
 
-template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
+template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads, 1)
     sde_vjp_sums_kernel(const __grid_constant__ AffinePlan p, const __grid_constant__ SdeWalk w) {
   constexpr int columns = K + 4;
   const bool has_row = p.has_row();
@@ -120,18 +124,25 @@ template <typename T, int K> __global__ void __launch_bounds__(kSdeThreads)
     }
 }
 
-template <typename T, int K> void launch_terms(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
-  if (!p.sums) {
-    FK_LAUNCH((sde_vjp_kernel<T, K>), blocks_for(p.batch * w.blocks, kSdeThreads), kSdeThreads, 0, stream, p, w);
-    return;
-  }
+template <typename T, int K, bool kPacked>
+void launch_flat(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
+  FK_LAUNCH((sde_vjp_kernel<T, K, kPacked>), blocks_for(p.batch * w.blocks, kSdeThreads), kSdeThreads, 0, stream, p, w);
+}
+template <typename T, int K> void launch_sums(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
   FK_LAUNCH((sde_vjp_sums_kernel<T, K>), static_cast<unsigned>(tiles_of(p, w)), kSdeThreads, 0, stream, p, w);
   sde_add_tiles(p, tiles_of(p, w) / p.batch, p.sum_count(), stream);
 }
 template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
-  if (p.terms() <= 2) launch_terms<T, 2>(p, w, stream);
-  else if (p.terms() <= 4) launch_terms<T, 4>(p, w, stream);
-  else launch_terms<T, 8>(p, w, stream);
+  if (p.sums) {
+    if (p.terms() <= 2) launch_sums<T, 2>(p, w, stream);
+    else launch_sums<T, 8>(p, w, stream);
+  } else if (!w.packed) {
+    launch_flat<T, 8, false>(p, w, stream);
+  } else if (p.terms() <= 2) {
+    launch_flat<T, 2, true>(p, w, stream);
+  } else {
+    launch_flat<T, 8, true>(p, w, stream);
+  }
 }
 
 }  // namespace

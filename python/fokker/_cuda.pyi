@@ -1,7 +1,23 @@
 """fokker's CUDA kernels, which write into the tensors they are given; by tools/native_stubs.py."""
 
+import collections.abc
+
 import torch
 
+def absorb(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    probability: torch.Tensor,
+    mask_id: int,
+    temperature: float,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    out: torch.Tensor,
+) -> None: ...
 def bessel(function: int, v: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None: ...
 def bessel_grad(
     function: int, v: torch.Tensor, x: torch.Tensor, dv: torch.Tensor | None, dx: torch.Tensor | None
@@ -56,8 +72,81 @@ def random_sum(
     nodes: torch.Tensor,
     out: torch.Tensor,
 ) -> None: ...
+def resample(
+    log_weights: torch.Tensor,
+    method: int,
+    threshold: float,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    stream: int,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    ancestors: torch.Tensor,
+    new_weights: torch.Tensor,
+    size: torch.Tensor,
+    work: torch.Tensor | None,
+) -> None: ...
 def resultant(x: torch.Tensor, weights: torch.Tensor | None, partial: torch.Tensor, out: torch.Tensor) -> None: ...
 def row_logsumexp(logits: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, softmax: bool) -> None: ...
+def sde_affine(
+    x: torch.Tensor,
+    terms: collections.abc.Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    row: int,
+    row_tensor: torch.Tensor | None,
+    noisy: bool,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    stream: int,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    element_offset: int,
+    exponential: bool,
+    clip: float | None,
+    out: collections.abc.Sequence[torch.Tensor],
+    dots: torch.Tensor | None,
+    partial: torch.Tensor | None,
+) -> None: ...
+def sde_affine_vjp(
+    x: torch.Tensor,
+    terms: collections.abc.Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    row: int,
+    row_tensor: torch.Tensor | None,
+    noisy: bool,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    stream: int,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    element_offset: int,
+    exponential: bool,
+    clip: float | None,
+    grads: collections.abc.Sequence[torch.Tensor],
+    out: collections.abc.Sequence[torch.Tensor | None],
+    sums: torch.Tensor | None,
+    partial: torch.Tensor | None,
+) -> None: ...
+def sde_gram(
+    vectors: collections.abc.Sequence[torch.Tensor],
+    noisy: bool,
+    seed: int,
+    seed_tensor: torch.Tensor | None,
+    step: int,
+    step_tensor: torch.Tensor | None,
+    stream: int,
+    sample_ids: torch.Tensor | None,
+    first_id: int,
+    element_offset: int,
+    out: torch.Tensor,
+    partial: torch.Tensor | None,
+) -> None: ...
 def vmf_bregman(
     dim: int,
     concentration_p: torch.Tensor,
