@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, kde, kde_pairs, random, vmf
+from fokker.triton_kernels import bessel, kde, kde_pairs, random, sde, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -118,11 +118,30 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
             constants = {"DIMS": 1, "F": f}
             yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
         yield from random_variants(dtype)
+        yield from step_variants(dtype)
     yield from density_sums()
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
     )  # fmt: skip
+
+
+def step_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """A plain step, one with noise and a clipped prediction, an exponential one, three results of eight terms."""
+    pointers = ("x", *(f"m{k}" for k in range(1, 9)), "o1", "o2", "o3", "table")
+    scalars = ("seed", "counter1", "first_id", "shift", "first_block", "n", "batch", "blocks")
+    kinds = {a: "*i64" for a in ("row_at", "seed_at", "step_at", "ids")} | {a: "i64" for a in scalars}
+    flags = dict.fromkeys(("NOISY", "EXPONENTIAL", "CLIPPED", "ROW", "SEED", "STEP", "IDS"), False)
+    plain = {"K": 1, "R": 1, **flags, "CLIP": 0.0, "WIDE": dtype is torch.float64}
+    noisy = {**plain, **dict.fromkeys(("NOISY", "ROW", "SEED", "STEP", "IDS"), True)}
+    forms = {
+        "step": plain,
+        "step, noise, clip": {**noisy, "CLIPPED": True, "CLIP": 1.0},
+        "exponential step": {**noisy, "EXPONENTIAL": True},
+        "step, 8 terms, 3 results": {**noisy, "K": 8, "R": 3},
+    }
+    for name, constants in forms.items():
+        yield Variant(f"sde {name}", "random", sde.affine_kernel, dtype, pointers, constants, kinds)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:
