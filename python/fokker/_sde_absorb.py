@@ -87,7 +87,7 @@ op = Op(
     tensors=6,
     reference=_reference,
     fake=_fake,
-    kernels={**native_kernels(_kernel), "triton": _reference},
+    kernels=native_kernels(_kernel),
     backward=_no_gradient,
 )
 

@@ -237,7 +237,7 @@ affine_vjp = Op(
     tensors=_GRADS,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels={**native_kernels(_vjp_kernel), "triton": _vjp_reference},
+    kernels=native_kernels(_vjp_kernel),
 )
 
 #: (results, with inner products) -> the op of such a step
@@ -299,7 +299,7 @@ gram = Op(
     tensors=1 + TERMS + 3,
     reference=_gram_reference,
     fake=_gram_fake,
-    kernels={**native_kernels(_gram_kernel), "triton": _gram_reference},
+    kernels=native_kernels(_gram_kernel),
     backward=_gram_backward,
     partial_grads=True,
 )
