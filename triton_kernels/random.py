@@ -137,7 +137,7 @@ def element_32(w, KIND: tl.constexpr):
         return tl.where((w & 0x80000000) != 0, -1.0, 1.0)
     else:
         upper = (w & 0x80000000) != 0
-        e = exponential_of(uniform_32(tl.where(upper, ~w, w)), upper)
+        e = exponential_of(uniform_32(tl.where(upper, w ^ 0xFFFFFFFF, w)), upper)
         return -log_normal(e) if KIND == GUMBEL else e
 
 
@@ -148,7 +148,8 @@ def element_64(high, low, KIND: tl.constexpr):
         return uniform_64(high, low)
     else:
         upper = (high & 0x80000000) != 0
-        e = exponential_of(uniform_64(tl.where(upper, ~high, high), tl.where(upper, ~low, low)), upper)
+        flip = tl.where(upper, high | 0xFFFFFFFF, high ^ high)  # all ones or zeros
+        e = exponential_of(uniform_64(high ^ flip, low ^ flip), upper)
         return -log_normal(e) if KIND == GUMBEL else e
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ._elementwise import FLOATS
 from ._op import Kernel, Op, native_kernels
-from ._sde_particles import _places
-from .random import Ids, _integer
+from .random import Ids, _integer, _place
 from .reference import absorb as reference
 
 __all__ = ["absorb_step"]
@@ -148,7 +147,7 @@ def absorb_step(
         raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be finite and not negative, got {temperature}")
-    place = _places(tokens.device, seed, step, sample_ids, batch)
+    place = _place(tokens.device, seed, step, sample_ids, batch)
     return op(
         tokens, logits, _probability(probability, batch, tokens.device), *place[:3], _integer(mask_id, "mask_id"),
         float(temperature), *place[3:],

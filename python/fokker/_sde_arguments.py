@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._elementwise import FLOATS
 from ._sde_ops import RESULTS, TERMS
-from .random import _integer, _one_entry, _sample_ids, _within
+from .random import _integer, _place, _within
 
 #: what `noise_place` would say of a step without noise
 NO_NOISE = (None, None, None, False, 0, 0, 0, 0, 0)
@@ -79,22 +79,8 @@ def noise_place(
     x: Tensor, seed: Any, step: Any, stream: Any, sample_ids: Any, element_offset: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool, int, int, int, int, int]:
     """(seed tensor, step tensor, ids, True, seed, step, stream, first id, element offset), each checked."""
-    home = x.device
-    seed_tensor = step_tensor = ids = None
-    seed_value = step_value = first = 0
-    if isinstance(seed, Tensor):
-        seed_tensor = _one_entry(seed, "seed", home)
-    else:
-        seed_value = _within(seed, "seed", 2**64, "2^64")
-        if seed_value >= 2**63:  # a schema's int is signed
-            seed_value -= 2**64
-    if isinstance(step, Tensor):
-        step_tensor = _one_entry(step, "step", home)
-    else:
-        step_value = _within(step, "step", 2**24, "2^24")
+    seed_tensor, step_tensor, ids, seed_value, step_value, first = _place(x.device, seed, step, sample_ids, x.shape[0])
     stream = _within(stream, "stream", 256, "256")
-    if sample_ids is not None:
-        first, ids = _sample_ids(sample_ids, x.shape[0], home)
     offset = _integer(element_offset, "element_offset")
     power = 33 if x.dtype is torch.float64 else 34
     # the batch's elements bound a sample's: the exact count is only taken where it could matter

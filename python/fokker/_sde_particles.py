@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._elementwise import FLOATS
 from ._op import Kernel, Op, native_kernels
-from .random import Ids, Stream, _integer, _one_entry, _sample_ids, _within
+from .random import Ids, Stream, _integer, _place, _within
 from .reference import particles as reference
 
 __all__ = ["Resampled", "effective_sample_size", "gather", "resample"]
@@ -194,7 +194,9 @@ def resample(
             raise ValueError(f"with a threshold count must be the number of particles {n}, got {many}")
         threshold = float(threshold)
     home = log_weights.device
-    places = _places(home, seed, step, sample_ids, groups)
+    if isinstance(sample_ids, Tensor):
+        sample_ids = sample_ids.reshape(-1)
+    places = _place(home, seed, step, sample_ids, groups)
     stream = _within(stream, "stream", 256, "256")
     seed_tensor, step_tensor, ids, seed_value, step_value, first = places
     found = op(
@@ -205,26 +207,6 @@ def resample(
         bad = int(found[2].isnan().nonzero()[0])
         raise ValueError(f"log_weights of group {bad} have no positive weight, or nan or +inf among them")
     return Resampled(found[0].reshape(*lead, many), found[1].reshape(*lead, many), found[2].reshape(lead))
-
-
-def _places(home: torch.device, seed: Any, step: Any, sample_ids: Any, rows: int) -> tuple[Any, ...]:
-    """(seed tensor, step tensor, ids, seed, step, first id), each checked."""
-    seed_tensor = step_tensor = None
-    seed_value = step_value = 0
-    if isinstance(seed, Tensor):
-        seed_tensor = _one_entry(seed, "seed", home)
-    else:
-        seed_value = _within(seed, "seed", 2**64, "2^64")
-        if seed_value >= 2**63:  # a schema's int is signed
-            seed_value -= 2**64
-    if isinstance(step, Tensor):
-        step_tensor = _one_entry(step, "step", home)
-    else:
-        step_value = _within(step, "step", 2**24, "2^24")
-    if isinstance(sample_ids, Tensor):
-        sample_ids = sample_ids.reshape(-1)
-    first, ids = _sample_ids(sample_ids, rows, home)
-    return seed_tensor, step_tensor, ids, seed_value, step_value, first
 
 
 def gather(x: Tensor, ancestors: Tensor) -> Tensor:

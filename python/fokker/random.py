@@ -138,6 +138,19 @@ def _sample_ids(ids: Any, batch: int, device: torch.device) -> tuple[int, Tensor
     return 0, ids.contiguous()
 
 
+def _place(
+    home: torch.device, seed: Any, step: Any, sample_ids: Any, batch: int, generator: torch.Generator | None = None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, int, int]:
+    """(seed tensor, step tensor, ids, seed, step, first id) as the kernels take them, each checked."""
+    seed_value, seed_tensor = _seed(seed, generator, home)
+    if isinstance(step, Tensor):
+        step_value, step_tensor = 0, _one_entry(step, "step", home)
+    else:
+        step_value, step_tensor = _within(step, "step", 2**24, "2^24"), None
+    first, ids = _sample_ids(sample_ids, batch, home)
+    return seed_tensor, step_tensor, ids, seed_value, step_value, first
+
+
 def _like(size: tuple[int, ...], dtype: Any, device: Any, out: Any, allowed: tuple[torch.dtype, ...]) -> Tensor:
     """An empty tensor of the result's dtype and device."""
     if out is not None:
@@ -187,13 +200,10 @@ def _draw(
     size = _size(batch, shape)
     like = _like(size, dtype, device, out, _INTEGERS if kind == ops.BITS else FLOATS)
     home = like.device
-    seed_value, seed_tensor = _seed(seed, generator, home)
-    if isinstance(step, Tensor):
-        step_value, step_tensor = 0, _one_entry(step, "step", home)
-    else:
-        step_value, step_tensor = _within(step, "step", 2**24, "2^24"), None
+    seed_tensor, step_tensor, ids, seed_value, step_value, first = _place(
+        home, seed, step, sample_ids, size[0], generator
+    )
     stream = _within(stream, "stream", 256, "256")
-    first, ids = _sample_ids(sample_ids, size[0], home)
     offset = _offset(kind, element_offset, size, like.dtype)
     return ops.fill_into(
         ops.fill, out, like, seed_tensor, step_tensor, ids, kind, size, seed_value, step_value, stream, first, offset

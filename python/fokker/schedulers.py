@@ -34,6 +34,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import _k_diffusion
+from ._k_diffusion import *  # noqa: F403
+
 _MODULES = {
     "DDPMScheduler": "_schedulers_ddpm",
     "DDIMScheduler": "_schedulers_ddpm",
@@ -49,27 +52,7 @@ _MODULES = {
     "FlowMatchEulerDiscreteScheduler": "_schedulers_flow",
 }
 
-_MODULES |= {
-    name: "_k_diffusion"
-    for name in (
-        "get_sigmas_exponential",
-        "get_sigmas_karras",
-        "get_sigmas_polyexponential",
-        "sample_dpm_2",
-        "sample_dpm_2_ancestral",
-        "sample_dpmpp_2m",
-        "sample_dpmpp_2m_sde",
-        "sample_dpmpp_2s_ancestral",
-        "sample_dpmpp_3m_sde",
-        "sample_dpmpp_sde",
-        "sample_euler",
-        "sample_euler_ancestral",
-        "sample_heun",
-        "sample_lms",
-    )
-}
-
-__all__ = sorted(_MODULES)
+__all__ = sorted([*_MODULES, *_k_diffusion.__all__])
 
 
 def __getattr__(name: str) -> Any:

@@ -260,12 +260,15 @@ def _sampling() -> Iterator[Bench]:
         yield Bench(f"vMF sampling, d={d}", contenders, {"SciPy rvs": 10.0}, elements=n * d, bytes=8 * n * d)
 
 
-def _one_thread(run: Run) -> Run:
-    def go() -> Any:
+def on_threads(threads: int, run: Run, times: int = 1) -> Run:
+    """``times`` calls of ``run`` on so many threads; a change of their number makes torch start them again."""
+
+    def go() -> None:
         before = torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         try:
-            return run()
+            for _ in range(times):
+                run()
         finally:
             torch.set_num_threads(before)
 
@@ -302,7 +305,7 @@ def _random() -> Iterator[Bench]:
                 if by_numpy is not None:
                     contenders["NumPy"] = functools.partial(by_numpy, np.empty(out.shape, out.numpy().dtype))
                 if single:
-                    contenders = {k: _one_thread(run) for k, run in contenders.items()}
+                    contenders = {k: on_threads(1, run) for k, run in contenders.items()}
                 asked = {"torch": 3.1} if single and dtype is F32 else {}
                 label = f"random.{name} {str(dtype)[6:]}, 64 x 3 x 64 x 64{', one thread' if single else ''}"
                 yield Bench(label, contenders, asked, elements=out.numel(), bytes=out.nbytes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import kde, mixture, pairwise
-from .benches import Bench, Run
+from .benches import Bench, on_threads
 
 
 def benches() -> Iterator[Bench]:
@@ -21,19 +21,6 @@ def benches() -> Iterator[Bench]:
     yield from _pairwise()
 
 
-def _on(threads: int, run: Run) -> Run:
-    def go() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            for _ in range(10):  # a change of the number of threads makes torch start them again
-                run()
-        finally:
-            torch.set_num_threads(before)
-
-    return go
-
-
 def _threads() -> Iterator[Bench]:
     for dim in (2, 16, 64):
         g = torch.Generator().manual_seed(dim)
@@ -41,7 +28,7 @@ def _threads() -> Iterator[Bench]:
         run = functools.partial(kde.log_prob, x, y, 0.5 * math.sqrt(dim))
         yield Bench(
             f"KDE log_prob float32 on two threads, d={dim}",
-            {"fokker": _on(2, run), "fokker on one": _on(1, run)},
+            {"fokker": on_threads(2, run, 10), "fokker on one": on_threads(1, run, 10)},
             {"fokker on one": 1.8},
             elements=1_000_000_000,
             note="ten calls",
