@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cases_sde, _vmf_ops, bessel, kde, mixture, pairwise, random, vmf
+from . import _cases_denoiser_norms, _cases_sde, _vmf_ops, bessel, kde, mixture, pairwise, random, vmf
 from ._backend import use_backend
 from .reference import kde as reference_kde
 from .reference import mixture as reference_mixture
@@ -611,3 +611,7 @@ for _name, _metric in (("log_prob", "mixed"), ("score", "scaled")):
 
 # ---- fokker.sde ----------------------------------------------------------------------------------------------------
 _cases_sde.add_rows(Case, add, HALF)
+
+
+# ---- fokker.denoiser -----------------------------------------------------------------------------------------------
+_cases_denoiser_norms.add_rows(Case, add, HALF)
