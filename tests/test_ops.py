@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from conftest import BACKENDS
+from group_calls import group_arguments
 from sde_calls import step_arguments
 from torch import Tensor
 
@@ -192,6 +193,8 @@ def registration_arguments(name: str):
         return density_arguments(name, unit)
     if name.startswith("sde_"):
         return step_arguments(name)
+    if name.startswith("denoiser_group"):
+        return group_arguments(name)
     if name in special:
         return special[name]
     if name.startswith(("denoiser_norm", "denoiser_gate")):

@@ -65,6 +65,7 @@ class Op:
             `BackendError` under a forced backend, which never falls back.
         elementwise: the tensors broadcast; ``vmap`` then reaches the kernels as one more dimension.
         partial_grads: ``grads`` are None for results that nobody used, instead of zeros.
+        drops: the entries of ``saved`` that ``backward`` does without; they are None there, and not kept alive.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Op:
         elementwise: bool = False,
         saves_results: bool = False,
         partial_grads: bool = False,
+        drops: Sequence[int] = (),
     ) -> None:
         self.name = schema.split("(", 1)[0]
         self.reference = reference
@@ -88,6 +90,7 @@ class Op:
         self.elementwise = elementwise
         self.saves_results = saves_results
         self.partial_grads = partial_grads
+        self.drops = frozenset(drops)
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(self.name, self._run, "CPU")
         _library.impl(self.name, self._run, "CUDA")
@@ -159,7 +162,10 @@ class Op:
         results: tuple[Tensor, ...] = ()
         if self.saves_results:
             results = output if isinstance(output, tuple) else (output,)
-        ctx.save_for_backward(*inputs[: self.tensors], *results)
+        saved = (*inputs[: self.tensors], *results)
+        if self.drops:
+            saved = tuple(None if i in self.drops else t for i, t in enumerate(saved))
+        ctx.save_for_backward(*saved)
         ctx.extra = inputs[self.tensors :]
         if self.partial_grads:
             ctx.set_materialize_grads(False)

@@ -17,7 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cases_denoiser_norms, _cases_sde, _vmf_ops, bessel, kde, mixture, pairwise, random, vmf
+from . import (
+    _cases_denoiser_groups,
+    _cases_denoiser_norms,
+    _cases_sde,
+    _vmf_ops,
+    bessel,
+    kde,
+    mixture,
+    pairwise,
+    random,
+    vmf,
+)
 from ._backend import use_backend
 from .reference import kde as reference_kde
 from .reference import mixture as reference_mixture
@@ -614,4 +625,5 @@ _cases_sde.add_rows(Case, add, HALF)
 
 
 # ---- fokker.denoiser -----------------------------------------------------------------------------------------------
+_cases_denoiser_groups.add_rows(Case, add, HALF)
 _cases_denoiser_norms.add_rows(Case, add, HALF)
