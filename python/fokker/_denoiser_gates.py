@@ -1,0 +1,114 @@
+"""Gated activations on packed halves, with an optional bias, in one pass: `fokker.denoiser.swiglu` and its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._denoiser_heads import check_tensor
+from ._denoiser_heads_ops import activation
+from .reference.denoiser_heads import ACTIVATIONS
+
+__all__ = ["geglu", "gelu_tanh", "mp_silu", "silu_gate", "swiglu"]
+
+_GELU = {"tanh": "gelu_tanh", "none": "gelu"}
+
+
+def _apply(
+    name: str, x: Any, bias: Any, kind: str, gated: bool, gate_first: bool, dim: Any, out: Tensor | None
+) -> Tensor:
+    check_tensor(name, "x", x)
+    if type(dim) is not int:
+        raise TypeError(f"{name}: dim must be an int, got {type(dim).__name__}")
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"{name}: dim must be in [{-x.dim()}, {x.dim()}) for x {tuple(x.shape)}, got {dim}")
+    dim %= x.dim()
+    size = x.shape[dim]
+    if gated and size % 2:
+        raise ValueError(f"{name}: x {tuple(x.shape)} must have two halves along dim {dim}, got {size} elements")
+    if bias is not None:
+        check_tensor(name, "bias", bias, x)
+        if bias.shape != (size,):
+            raise ValueError(f"{name}: bias {tuple(bias.shape)} must have one entry a channel of x, shape ({size},)")
+    args = (x, bias, ACTIVATIONS.index(kind), gated, bool(gate_first), dim)
+    if out is None:
+        return activation(*args)
+    check_tensor(name, "out", out, x)
+    shape = [*x.shape[:dim], size // 2 if gated else size, *x.shape[dim + 1 :]]
+    if list(out.shape) != shape or out.dtype != x.dtype:
+        raise ValueError(f"{name}: out must be {x.dtype} of shape {tuple(shape)}, got {out.dtype} {tuple(out.shape)}")
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, out)):
+        raise ValueError(f"{name}: out= does not record a gradient; leave it away, or use torch.no_grad()")
+    return activation.into(out, *args)
+
+
+def _kind(name: str, approximate: Any) -> str:
+    if approximate not in _GELU:
+        raise ValueError(f"{name}: approximate must be 'tanh' or 'none', got {approximate!r}")
+    return _GELU[approximate]
+
+
+def swiglu(
+    x: Tensor, bias: Tensor | None = None, *, gate_first: bool = True, dim: int = -1, out: Tensor | None = None
+) -> Tensor:
+    r"""silu(g) * u of the halves (g, u) of ``x + bias``.
+
+    .. math:: y = u\, g\, \sigma(g)
+
+    Args:
+        x: (..., 2F, ...), any strides; float32, float64, bfloat16, float16.
+        bias: (2F,) added inside, the bias of the projection that made x; any of these dtypes.
+        gate_first: which half is the gate: the first (LLaMA, FiT, timm's SwiGLUPacked), or the second (diffusers).
+        dim: the dimension that holds the halves.
+        out: a tensor to write into, (..., F, ...) in x's dtype; then no gradient is recorded.
+
+    Returns:
+        (..., F, ...) in x's dtype; arithmetic is float64 for float64, else float32, and rounded once.
+
+    Differentiable in x and bias, any number of times; the gradient of the bias is a sum over that of x.
+    ValueError: an odd number of channels, a bias or ``out`` that does not fit; TypeError: dtypes and devices.
+    Source: Shazeer 2020 (arXiv 2002.05202).
+    """
+    return _apply("swiglu", x, bias, "silu", True, gate_first, dim, out)
+
+
+def silu_gate(
+    x: Tensor, bias: Tensor | None = None, *, gate_first: bool = False, dim: int = -1, out: Tensor | None = None
+) -> Tensor:
+    """`swiglu` with the gate in the second half, as the gated convolutions of Sana (``dim=1``) and diffusers have it."""
+    return _apply("silu_gate", x, bias, "silu", True, gate_first, dim, out)
+
+
+def geglu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    approximate: str = "tanh",
+    gate_first: bool = False,
+    dim: int = -1,
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""gelu(g) * u of the halves of ``x + bias``, by default (u, g) as diffusers packs them.
+
+    ``approximate="tanh"``: :math:`\tfrac12 g (1 + \tanh(\sqrt{2/\pi}(g + 0.044715 g^3)))`; ``"none"``:
+    :math:`g\,\Phi(g)`, the exact form. The other arguments, result and errors are those of `swiglu`.
+    Source: Hendrycks and Gimpel 2016 (arXiv 1606.08415); Shazeer 2020 (2002.05202).
+    """
+    return _apply("geglu", x, bias, _kind("geglu", approximate), True, gate_first, dim, out)
+
+
+def gelu_tanh(
+    x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh", dim: int = -1, out: Tensor | None = None
+) -> Tensor:
+    """gelu(x + bias), by tanh or, with ``approximate="none"``, exactly; ``bias`` runs along ``dim``. See `geglu`."""
+    return _apply("gelu_tanh", x, bias, _kind("gelu_tanh", approximate), False, False, dim, out)
+
+
+def mp_silu(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """silu(x) / 0.596, which keeps the magnitude of a unit normal x (Karras et al. 2024, arXiv 2312.02696, eq. 81)."""
+    check_tensor("mp_silu", "x", x)
+    flat = x if x.dim() else x[None]
+    y = _apply("mp_silu", flat, None, "mp_silu", False, False, -1, out)
+    return y if x.dim() or out is not None else y[0]

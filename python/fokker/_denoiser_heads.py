@@ -1,0 +1,196 @@
+"""Norm and rotary embedding of attention heads: `fokker.denoiser.qk_norm_rope` and its packed form."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._denoiser_heads_ops import heads, packed_heads
+from ._elementwise import FLOATS, check_dense
+from .reference.denoiser_heads import NORMS
+
+__all__ = ["qk_norm_rope", "qkv_norm_rope"]
+
+#: the largest head dimension of the kernels
+MAX_DIM = 512
+
+
+def check_tensor(function: str, name: str, t: Any, like: Tensor | None = None) -> Tensor:
+    """A dense floating tensor, on the device of ``like``, or a TypeError that names it."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, got {type(t).__name__}")
+    check_dense(function, name, t)
+    if t.dtype not in FLOATS:
+        raise TypeError(f"{function}: {name} must have dtype float16, bfloat16, float32 or float64, got {t.dtype}")
+    if like is not None and t.device != like.device:
+        raise TypeError(f"{function}: {name} is on {t.device}, the others on {like.device}: one device expected")
+    return t
+
+
+def check_eps(function: str, eps: Any) -> float:
+    """A positive, finite number."""
+    if not isinstance(eps, numbers.Real) or isinstance(eps, bool):
+        raise TypeError(f"{function}: eps must be a number, got {type(eps).__name__}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"{function}: eps must be positive and finite, got {eps}")
+    return float(eps)
+
+
+def _norm(function: str, norm: Any, given: dict[str, Any]) -> int:
+    name = "none" if norm is None else norm
+    if name not in NORMS or norm == "none":
+        raise ValueError(f"{function}: norm must be 'rms', 'layer' or None, got {norm!r}")
+    if norm is None and (named := [n for n, t in given.items() if t is not None]):
+        raise ValueError(f"{function}: {named[0]} belongs to a norm, but norm is None")
+    return NORMS.index(name)
+
+
+def _head(function: str, dim: int) -> None:
+    if dim % 2 or not 0 < dim <= MAX_DIM:
+        raise ValueError(f"{function}: the head dimension must be even, from 2 to {MAX_DIM}, got {dim}")
+
+
+def _vectors(function: str, given: dict[str, Any], x: Tensor) -> None:
+    for name, t in given.items():
+        if t is None:
+            continue
+        check_tensor(function, name, t, x)
+        if t.shape != x.shape[-1:]:
+            raise ValueError(
+                f"{function}: {name} {tuple(t.shape)} must have one entry a head element, shape ({x.shape[-1]},)"
+            )
+
+
+def _tables(function: str, cos: Any, sin: Any, x: Tensor, batch: int, tokens: int) -> None:
+    if cos is None and sin is None:
+        return
+    if cos is None or sin is None:
+        raise ValueError(f"{function}: cos and sin belong together, got only {'cos' if sin is None else 'sin'}")
+    dim = x.shape[-1]
+    for name, t in (("cos", cos), ("sin", sin)):
+        check_tensor(function, name, t, x)
+        if t.requires_grad:
+            raise ValueError(f"{function}: {name} is a constant and must not require a gradient; detach it")
+        if (
+            t.dim() not in (2, 3)
+            or t.shape[-2] != tokens
+            or t.shape[-1] not in (dim, dim // 2)
+            or (t.dim() == 3 and t.shape[0] not in (1, batch))
+        ):
+            raise ValueError(
+                f"{function}: {name} must have shape ({tokens}, {dim // 2}) or ({tokens}, {dim}), with ({batch}, ...) "
+                f"in front for each sample, got {tuple(t.shape)}"
+            )
+    if cos.shape != sin.shape:
+        raise ValueError(f"{function}: cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have one shape")
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    norm: str | None = "rms",
+    eps: float = 1e-6,
+    interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""Norm of queries and keys over the head dimension, then rotary embedding, in one pass over each.
+
+    .. math:: n = \hat x \odot w + b, \qquad y = n \odot \cos + R(n) \odot \sin
+
+    with :math:`\hat x = x / \sqrt{\overline{x^2} + \epsilon}` (``norm="rms"``),
+    :math:`(x - \bar x) / \sqrt{\mathrm{var} + \epsilon}` (``"layer"``) or x itself (None), and R the quarter turn
+    (a, b) -> (-b, a) of each pair: neighbours 2i and 2i + 1 when ``interleaved`` (FiT, GPT-J, Flux), else elements
+    i and i + D/2 (half-split: LLaMA, GPT-NeoX).
+
+    Args:
+        q, k: (B, H, T, D), of any strides (a transposed view or a slice of packed qkv is read in place); one dtype of
+            float32, float64, bfloat16, float16. k may have fewer heads than q. D even, at most 512.
+        q_weight, k_weight, q_bias, k_bias: (D,), any of these dtypes, or None.
+        cos, sin: (T, D/2), one entry a pair, or (T, D), or with B (or 1) in front; None leaves the rotation out. See
+            `rope_table` and `rope_table_2d`. Constants: they take no gradient.
+        norm, eps, interleaved: as above.
+
+    Returns:
+        q' and k' in the shapes, dtypes and order of dimensions of q and k. Arithmetic is float64 for float64, else
+        float32, and rounded once; weights and tables are read in that type.
+
+    Differentiable in q, k, weights and biases, any number of times; the backward saves nothing but its inputs.
+    ValueError: an odd head dimension, shapes that do not fit, eps <= 0; TypeError: dtypes and devices.
+    Source: Su et al. 2021 (arXiv 2104.09864) eq. 34; QK norm: Dehghani et al. 2023 (2302.05442), FiTv2 (2410.13925).
+    """
+    name = "qk_norm_rope"
+    check_tensor(name, "q", q)
+    check_tensor(name, "k", k, q)
+    if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:]:
+        raise ValueError(
+            f"{name}: q and k must have shape (batch, heads, tokens, head dimension) and differ in heads at most, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if k.dtype != q.dtype:
+        raise TypeError(f"{name}: q and k must have one dtype, got {q.dtype} and {k.dtype}")
+    _head(name, q.shape[-1])
+    given = {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}
+    _vectors(name, given, q)
+    _tables(name, cos, sin, q, q.shape[0], q.shape[2])
+    kind = _norm(name, norm, given)
+    return heads.op(
+        q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved)
+    )
+
+
+def qkv_norm_rope(
+    qkv: Tensor,
+    heads_count: int,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    q_bias: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    norm: str | None = "rms",
+    eps: float = 1e-6,
+    interleaved: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`qk_norm_rope` of the packed result of one projection; nothing is unpacked or copied first.
+
+    Args:
+        qkv: (B, T, 3 H D), the queries of all heads, then keys, then values, as timm and DiT pack them; any strides.
+        heads_count: H.
+        The others: as in `qk_norm_rope`.
+
+    Returns:
+        q', k' and v (B, H, T, D), laid out (B, T, H, D) in memory. Without a gradient v is a view of qkv; where one is
+        recorded it is a copy, so that the backward writes the gradient of qkv once.
+    """
+    name = "qkv_norm_rope"
+    check_tensor(name, "qkv", qkv)
+    if not isinstance(heads_count, int) or isinstance(heads_count, bool):
+        raise TypeError(f"{name}: heads_count must be an int, got {type(heads_count).__name__}")
+    if qkv.dim() != 3 or heads_count < 1 or qkv.shape[-1] % (3 * heads_count):
+        raise ValueError(
+            f"{name}: qkv must have shape (batch, tokens, 3 * {heads_count} * head dimension), got {tuple(qkv.shape)}"
+        )
+    dim = qkv.shape[-1] // (3 * heads_count)
+    _head(name, dim)
+    packed = qkv.unflatten(-1, (3, heads_count, dim))
+    given = {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}
+    _vectors(name, given, packed)
+    _tables(name, cos, sin, packed, qkv.shape[0], qkv.shape[1])
+    kind = _norm(name, norm, given)
+    settings = (q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved))
+    wants = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, *given.values()))
+    if wants:
+        return packed_heads.op(packed, *settings)
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    return (*heads.op(q, k, *settings), v)

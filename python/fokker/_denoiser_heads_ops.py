@@ -1,0 +1,231 @@
+"""The registered ops behind `fokker.denoiser`'s attention heads and activations, and how their kernels are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._op import Kernel, Op, native_kernels
+from .reference import denoiser_heads as reference
+
+_AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? cos, Tensor? sin"
+_SETTINGS = "int norm, float eps, bool interleaved"
+_TABLES = 6  # weights, biases, cos, sin
+
+
+def differentiable_vjp(
+    function: Callable[..., Any], needs: Sequence[bool], saved: Sequence[Tensor | None], extra: Any, grads: Any
+) -> list[Tensor | None]:
+    """The vector-Jacobian product of a reference by torch's autograd, to be differentiated again."""
+    tensors = [t.view_as(t) if t is not None and n else t for t, n in zip(saved, needs, strict=True)]
+    wanted = [t for t, n in zip(tensors, needs, strict=True) if t is not None and n]
+    found = function(*tensors, *extra)
+    outs = found if isinstance(found, tuple) else (found,)
+    pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if o.requires_grad and g is not None]
+    got = iter(
+        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
+    )
+    return [next(got) if t is not None and n else None for t, n in zip(tensors, needs, strict=True)]
+
+
+# ---- queries and keys ------------------------------------------------------------------------------------------------
+def _ready(t: Tensor | None, like: Tensor) -> Tensor | None:
+    """A small operand as kernels read it: contiguous, in what they compute in."""
+    return None if t is None else t.to(reference.arithmetic(like.dtype)).contiguous()
+
+
+def _operands(x: Tensor, tables: Sequence[Tensor | None]) -> tuple[list[Any], list[Any], Any, Any]:
+    """Weights, biases (of queries, of keys), cos and sin (1 or B, T, D/2 or D)."""
+    qw, kw, qb, kb, cos, sin = (_ready(t, x) for t in tables)
+    if cos is not None and sin is not None and cos.dim() == 2:
+        cos, sin = cos[None], sin[None]
+    return [qw, kw], [qb, kb], cos, sin
+
+
+def _unpacked(qkv: Tensor) -> list[Tensor]:
+    """(B, H, T, D) views of packed (B, T, 3, H, D)."""
+    return list(qkv.permute(2, 0, 3, 1, 4).unbind(0))
+
+
+class Heads:
+    """Queries and keys as two tensors (B, H, T, D), or packed with the values, (B, T, 3, H, D); and the gradient."""
+
+    def __init__(self, packed: bool) -> None:
+        self.packed, self.inputs = packed, 1 if packed else 2
+        self.tensors = self.inputs + _TABLES
+        name, into = ("qkv_norm_rope", "Tensor qkv") if packed else ("qk_norm_rope", "Tensor q, Tensor k")
+        self.function = reference.qkv_norm_rope if packed else reference.qk_norm_rope
+        outputs = 3 if packed else 2
+        results = ", ".join(["Tensor"] * outputs)
+        self.op = Op(
+            f"{name}({into}, {_AFFINE}, {_SETTINGS}) -> ({results})",
+            tensors=self.tensors,
+            reference=self.function,
+            fake=lambda *args: tuple(torch.empty_like(t) for t in self._parts(args)),
+            kernels={**native_kernels(self._kernel), "triton": self._triton},
+            backward=self._backward,
+        )
+        grads = ", ".join(f"Tensor grad_{n}" for n in "qkv"[:outputs])
+        self.vjp = Op(
+            f"{name}_vjp({into}, {_AFFINE}, {grads}, {_SETTINGS}, int wanted) -> "
+            f"({', '.join(['Tensor'] * (self.inputs + 4))})",
+            tensors=self.tensors + outputs,
+            reference=self._vjp_reference,
+            fake=self._vjp_empty,
+            kernels=native_kernels(self._vjp_kernel),
+        )
+
+    def _parts(self, args: Sequence[Any]) -> list[Tensor]:
+        return _unpacked(args[0]) if self.packed else list(args[:2])
+
+    def _kernel(self, module: Any) -> Kernel:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            parts = self._parts(args)
+            outs = [torch.empty_like(t) for t in parts]
+            weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
+            module.heads_norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :], outs)
+            return tuple(outs)
+
+        return run
+
+    def _triton(self, *args: Any) -> tuple[Tensor, ...]:
+        from .triton_kernels import heads
+
+        parts = self._parts(args)
+        weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
+        return heads.norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :])
+
+    def _backward(self, needs: Any, saved: Any, extra: Any, *grads: Tensor) -> list[Tensor | None]:
+        if torch.is_grad_enabled():
+            return differentiable_vjp(self.function, needs, saved, extra, grads)
+        wanted = sum(1 << k for k in range(self.inputs + 4) if needs[k] and saved[k] is not None)
+        found = self.vjp(*saved, *grads, *extra, wanted)
+        return [t if wanted >> k & 1 else None for k, t in enumerate(found)] + [None, None]
+
+    def _vjp_reference(self, *args: Any) -> tuple[Tensor, ...]:
+        wanted = args[-1]
+        saved = [t if t is None else t.detach() for t in args[: self.tensors]]
+        needs = [bool(wanted >> k & 1) for k in range(self.tensors)]
+        with torch.enable_grad():
+            leaves = [t.requires_grad_() if n else t for t, n in zip(saved, needs, strict=True)]
+            extra = args[-4:-1]
+            found = self.function(*leaves, *extra)
+            asked = [t for t, n in zip(leaves, needs, strict=True) if n]
+            got = iter(torch.autograd.grad(found, asked, args[self.tensors : -4], allow_unused=True))
+        none = args[0].new_empty(0)
+        return tuple(next(got).contiguous() if needs[k] else none.clone() for k in range(self.inputs + 4))
+
+    def _vjp_empty(self, *args: Any) -> tuple[Tensor, ...]:
+        wanted = args[-1]
+        return tuple(
+            torch.empty(t.shape, dtype=t.dtype, device=t.device) if wanted >> k & 1 else args[0].new_empty(0)
+            for k, t in enumerate(args[: self.inputs + 4])
+        )
+
+    def _vjp_kernel(self, module: Any) -> Kernel:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            wanted = args[-1]
+            found = list(self._vjp_empty(*args))
+            parts = self._parts(args)
+            x = args[0]
+            weights, biases, cos, sin = _operands(x, args[self.inputs : self.tensors])
+            if self.packed:
+                to: list[Tensor | None] = list(_unpacked(found[0])) if wanted & 1 else [None] * 3
+            else:
+                to = [found[k] if wanted >> k & 1 else None for k in range(2)]
+            sums = wanted >> self.inputs & 15
+            rows = workspace = None
+            if sums:
+                rows = torch.zeros((2, 2, x.shape[-1]), dtype=torch.float64, device=x.device)
+                if blocks := module.heads_blocks(parts[0].shape[0] * parts[0].shape[2]):
+                    workspace = torch.empty((blocks, *rows.shape), dtype=torch.float64, device=x.device)
+            module.heads_norm_rope_vjp(
+                parts, weights, biases, cos, sin, *args[-4:-1], list(args[self.tensors : -4]), to, rows, workspace
+            )
+            if rows is not None:  # [weight, bias] of queries and of keys
+                for k, row in enumerate((rows[0, 0], rows[1, 0], rows[0, 1], rows[1, 1])):
+                    at = self.inputs + k
+                    if wanted >> at & 1:
+                        found[at] = row.to(args[at].dtype)
+            return tuple(found)
+
+        return run
+
+
+heads = Heads(packed=False)
+packed_heads = Heads(packed=True)
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+_ACTIVATION = "int kind, bool gated, bool gate_first, int dim"
+
+
+def _activation_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
+    return torch.empty_like(x.narrow(dim, 0, x.shape[dim] // 2) if gated else x)
+
+
+def _activation_kernel(module: Any) -> Kernel:
+    def run(*args: Any, out: Tensor | None = None) -> Tensor:
+        x, bias, kind, gated, gate_first, dim = args
+        y = _activation_fake(*args) if out is None else out
+        module.heads_activation(x, _ready(bias, x), kind, gated, gate_first, dim, y)
+        return y
+
+    run.writes_out = True  # type: ignore[attr-defined]
+    return run
+
+
+def _activation_triton(*args: Any) -> Tensor:
+    from .triton_kernels import heads as kernels
+
+    return kernels.activation(*args)
+
+
+def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
+    if torch.is_grad_enabled():
+        return differentiable_vjp(reference.gated_activation, needs, saved, extra, (grad,))
+    x, bias = saved
+    dx = activation_vjp(x, bias, grad, *extra)
+    to_bias = None
+    if bias is not None and needs[1]:
+        dim = extra[-1]
+        others = [d for d in range(x.dim()) if d != dim]
+        wide = reference.arithmetic(x.dtype)
+        to_bias = (dx.sum(others, dtype=wide) if others else dx).to(bias.dtype)
+    return [dx if needs[0] else None, to_bias]
+
+
+def _activation_vjp_reference(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        found = reference.gated_activation(leaf, None if bias is None else bias.detach(), *extra)
+        return torch.empty_like(x).copy_(torch.autograd.grad(found, leaf, grad)[0])
+
+
+def _activation_vjp_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
+        dx = torch.empty_like(x)
+        module.heads_activation_vjp(x, _ready(bias, x), grad, *extra, dx)
+        return dx
+
+    return run
+
+
+activation = Op(
+    f"gated_activation(Tensor x, Tensor? bias, {_ACTIVATION}) -> Tensor",
+    tensors=2,
+    reference=reference.gated_activation,
+    fake=_activation_fake,
+    kernels={**native_kernels(_activation_kernel), "triton": _activation_triton},
+    backward=_activation_backward,
+)
+activation_vjp = Op(
+    f"gated_activation_vjp(Tensor x, Tensor? bias, Tensor grad, {_ACTIVATION}) -> Tensor",
+    tensors=3,
+    reference=_activation_vjp_reference,
+    fake=lambda x, bias, grad, *extra: torch.empty_like(x),
+    kernels=native_kernels(_activation_vjp_kernel),
+)
