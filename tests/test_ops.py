@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import BACKENDS
 from group_calls import group_arguments
+from heads_calls import head_arguments
 from sde_calls import step_arguments
 from torch import Tensor
 
@@ -197,6 +198,8 @@ def registration_arguments(name: str):
         return group_arguments(name)
     if name in special:
         return special[name]
+    if name.startswith(("qk", "gated_activation")):
+        return head_arguments(name)
     if name.startswith(("denoiser_norm", "denoiser_gate")):
         return norm_arguments(name)
     return (k / 2, 5) if name.startswith("vmf_") else (k, 2 * k)

@@ -172,7 +172,7 @@ def mp_cat(a: Tensor, b: Tensor, dim: int = 1, t: float = 0.5) -> Tensor:
 
     .. math:: \sqrt{\frac{N_a + N_b}{(1-t)^2 + t^2}} \left[\frac{1-t}{\sqrt{N_a}} a,\ \frac{t}{\sqrt{N_b}} b\right]
 
-    with N_a, N_b the sizes along ``dim``. One pass where no gradient is recorded, else torch's product and concatenation.
+    with N_a, N_b the sizes along ``dim``. One pass where no gradient is recorded, else products and a concatenation.
     Source: Karras et al. 2024 (arXiv 2312.02696) eq. 103.
     """
     check_tensor("mp_cat", "a", a)

@@ -77,7 +77,7 @@ def swiglu(
 def silu_gate(
     x: Tensor, bias: Tensor | None = None, *, gate_first: bool = False, dim: int = -1, out: Tensor | None = None
 ) -> Tensor:
-    """`swiglu` with the gate in the second half, as the gated convolutions of Sana (``dim=1``) and diffusers have it."""
+    """`swiglu` with the gate in the second half, as Sana's gated convolutions (``dim=1``) and diffusers have it."""
     return _apply("silu_gate", x, bias, "silu", True, gate_first, dim, out)
 
 

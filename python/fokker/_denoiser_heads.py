@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._denoiser_heads_ops import heads, packed_heads
+from . import _denoiser_heads_ops as ops
 from ._elementwise import FLOATS, check_dense
 from .reference.denoiser_heads import NORMS
 
@@ -143,14 +143,14 @@ def qk_norm_rope(
     _vectors(name, given, q)
     _tables(name, cos, sin, q, q.shape[0], q.shape[2])
     kind = _norm(name, norm, given)
-    return heads.op(
+    return ops.heads.op(
         q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved)
     )
 
 
 def qkv_norm_rope(
     qkv: Tensor,
-    heads_count: int,
+    heads: int,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     cos: Tensor | None = None,
@@ -166,7 +166,7 @@ def qkv_norm_rope(
 
     Args:
         qkv: (B, T, 3 H D), the queries of all heads, then keys, then values, as timm and DiT pack them; any strides.
-        heads_count: H.
+        heads: H.
         The others: as in `qk_norm_rope`.
 
     Returns:
@@ -175,15 +175,15 @@ def qkv_norm_rope(
     """
     name = "qkv_norm_rope"
     check_tensor(name, "qkv", qkv)
-    if not isinstance(heads_count, int) or isinstance(heads_count, bool):
-        raise TypeError(f"{name}: heads_count must be an int, got {type(heads_count).__name__}")
-    if qkv.dim() != 3 or heads_count < 1 or qkv.shape[-1] % (3 * heads_count):
+    if not isinstance(heads, int) or isinstance(heads, bool):
+        raise TypeError(f"{name}: heads must be an int, got {type(heads).__name__}")
+    if qkv.dim() != 3 or heads < 1 or qkv.shape[-1] % (3 * heads):
         raise ValueError(
-            f"{name}: qkv must have shape (batch, tokens, 3 * {heads_count} * head dimension), got {tuple(qkv.shape)}"
+            f"{name}: qkv must have shape (batch, tokens, 3 * {heads} * head dimension), got {tuple(qkv.shape)}"
         )
-    dim = qkv.shape[-1] // (3 * heads_count)
+    dim = qkv.shape[-1] // (3 * heads)
     _head(name, dim)
-    packed = qkv.unflatten(-1, (3, heads_count, dim))
+    packed = qkv.unflatten(-1, (3, heads, dim))
     given = {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}
     _vectors(name, given, packed)
     _tables(name, cos, sin, packed, qkv.shape[0], qkv.shape[1])
@@ -191,6 +191,6 @@ def qkv_norm_rope(
     settings = (q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved))
     wants = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, *given.values()))
     if wants:
-        return packed_heads.op(packed, *settings)
+        return ops.packed_heads.op(packed, *settings)
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    return (*heads.op(q, k, *settings), v)
+    return (*ops.heads.op(q, k, *settings), v)

@@ -1,14 +1,14 @@
-"""The registered ops behind `fokker.denoiser`'s attention heads and activations, and how their kernels are called."""
+"""The registered ops behind `fokker.denoiser`'s attention heads and activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._op import Kernel, Op, native_kernels
+from ._op import Op
 from .reference import denoiser_heads as reference
 
 _AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? cos, Tensor? sin"
@@ -16,35 +16,7 @@ _SETTINGS = "int norm, float eps, bool interleaved"
 _TABLES = 6  # weights, biases, cos, sin
 
 
-def differentiable_vjp(
-    function: Callable[..., Any], needs: Sequence[bool], saved: Sequence[Tensor | None], extra: Any, grads: Any
-) -> list[Tensor | None]:
-    """The vector-Jacobian product of a reference by torch's autograd, to be differentiated again."""
-    tensors = [t.view_as(t) if t is not None and n else t for t, n in zip(saved, needs, strict=True)]
-    wanted = [t for t, n in zip(tensors, needs, strict=True) if t is not None and n]
-    found = function(*tensors, *extra)
-    outs = found if isinstance(found, tuple) else (found,)
-    pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if o.requires_grad and g is not None]
-    got = iter(
-        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
-    )
-    return [next(got) if t is not None and n else None for t, n in zip(tensors, needs, strict=True)]
-
-
 # ---- queries and keys ------------------------------------------------------------------------------------------------
-def _ready(t: Tensor | None, like: Tensor) -> Tensor | None:
-    """A small operand as kernels read it: contiguous, in what they compute in."""
-    return None if t is None else t.to(reference.arithmetic(like.dtype)).contiguous()
-
-
-def _operands(x: Tensor, tables: Sequence[Tensor | None]) -> tuple[list[Any], list[Any], Any, Any]:
-    """Weights, biases (of queries, of keys), cos and sin (1 or B, T, D/2 or D)."""
-    qw, kw, qb, kb, cos, sin = (_ready(t, x) for t in tables)
-    if cos is not None and sin is not None and cos.dim() == 2:
-        cos, sin = cos[None], sin[None]
-    return [qw, kw], [qb, kb], cos, sin
-
-
 def _unpacked(qkv: Tensor) -> list[Tensor]:
     """(B, H, T, D) views of packed (B, T, 3, H, D)."""
     return list(qkv.permute(2, 0, 3, 1, 4).unbind(0))
@@ -57,15 +29,16 @@ class Heads:
         self.packed, self.inputs = packed, 1 if packed else 2
         self.tensors = self.inputs + _TABLES
         name, into = ("qkv_norm_rope", "Tensor qkv") if packed else ("qk_norm_rope", "Tensor q, Tensor k")
-        self.function = reference.qkv_norm_rope if packed else reference.qk_norm_rope
+        function = reference.qkv_norm_rope if packed else reference.qk_norm_rope
+        self.formula = reference.qkv_norm_rope_vjp if packed else reference.qk_norm_rope_vjp
         outputs = 3 if packed else 2
         results = ", ".join(["Tensor"] * outputs)
         self.op = Op(
             f"{name}({into}, {_AFFINE}, {_SETTINGS}) -> ({results})",
             tensors=self.tensors,
-            reference=self.function,
+            reference=function,
             fake=lambda *args: tuple(torch.empty_like(t) for t in self._parts(args)),
-            kernels={**native_kernels(self._kernel), "triton": self._triton},
+            kernels={},
             backward=self._backward,
         )
         grads = ", ".join(f"Tensor grad_{n}" for n in "qkv"[:outputs])
@@ -75,48 +48,25 @@ class Heads:
             tensors=self.tensors + outputs,
             reference=self._vjp_reference,
             fake=self._vjp_empty,
-            kernels=native_kernels(self._vjp_kernel),
+            kernels={},
         )
 
     def _parts(self, args: Sequence[Any]) -> list[Tensor]:
         return _unpacked(args[0]) if self.packed else list(args[:2])
 
-    def _kernel(self, module: Any) -> Kernel:
-        def run(*args: Any) -> tuple[Tensor, ...]:
-            parts = self._parts(args)
-            outs = [torch.empty_like(t) for t in parts]
-            weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
-            module.heads_norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :], outs)
-            return tuple(outs)
-
-        return run
-
-    def _triton(self, *args: Any) -> tuple[Tensor, ...]:
-        from .triton_kernels import heads
-
-        parts = self._parts(args)
-        weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
-        return heads.norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :])
-
     def _backward(self, needs: Any, saved: Any, extra: Any, *grads: Tensor) -> list[Tensor | None]:
-        if torch.is_grad_enabled():
-            return differentiable_vjp(self.function, needs, saved, extra, grads)
+        if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
+            found = self.formula(*saved, *extra, *grads)
+            return [t if n else None for t, n in zip(found, needs, strict=False)] + [None, None]
         wanted = sum(1 << k for k in range(self.inputs + 4) if needs[k] and saved[k] is not None)
         found = self.vjp(*saved, *grads, *extra, wanted)
         return [t if wanted >> k & 1 else None for k, t in enumerate(found)] + [None, None]
 
     def _vjp_reference(self, *args: Any) -> tuple[Tensor, ...]:
         wanted = args[-1]
-        saved = [t if t is None else t.detach() for t in args[: self.tensors]]
-        needs = [bool(wanted >> k & 1) for k in range(self.tensors)]
-        with torch.enable_grad():
-            leaves = [t.requires_grad_() if n else t for t, n in zip(saved, needs, strict=True)]
-            extra = args[-4:-1]
-            found = self.function(*leaves, *extra)
-            asked = [t for t, n in zip(leaves, needs, strict=True) if n]
-            got = iter(torch.autograd.grad(found, asked, args[self.tensors : -4], allow_unused=True))
+        found = self.formula(*args[: self.tensors], *args[-4:-1], *args[self.tensors : -4])
         none = args[0].new_empty(0)
-        return tuple(next(got).contiguous() if needs[k] else none.clone() for k in range(self.inputs + 4))
+        return tuple(t.contiguous() if t is not None and wanted >> k & 1 else none.clone() for k, t in enumerate(found))
 
     def _vjp_empty(self, *args: Any) -> tuple[Tensor, ...]:
         wanted = args[-1]
@@ -124,35 +74,6 @@ class Heads:
             torch.empty(t.shape, dtype=t.dtype, device=t.device) if wanted >> k & 1 else args[0].new_empty(0)
             for k, t in enumerate(args[: self.inputs + 4])
         )
-
-    def _vjp_kernel(self, module: Any) -> Kernel:
-        def run(*args: Any) -> tuple[Tensor, ...]:
-            wanted = args[-1]
-            found = list(self._vjp_empty(*args))
-            parts = self._parts(args)
-            x = args[0]
-            weights, biases, cos, sin = _operands(x, args[self.inputs : self.tensors])
-            if self.packed:
-                to: list[Tensor | None] = list(_unpacked(found[0])) if wanted & 1 else [None] * 3
-            else:
-                to = [found[k] if wanted >> k & 1 else None for k in range(2)]
-            sums = wanted >> self.inputs & 15
-            rows = workspace = None
-            if sums:
-                rows = torch.zeros((2, 2, x.shape[-1]), dtype=torch.float64, device=x.device)
-                if blocks := module.heads_blocks(parts[0].shape[0] * parts[0].shape[2]):
-                    workspace = torch.empty((blocks, *rows.shape), dtype=torch.float64, device=x.device)
-            module.heads_norm_rope_vjp(
-                parts, weights, biases, cos, sin, *args[-4:-1], list(args[self.tensors : -4]), to, rows, workspace
-            )
-            if rows is not None:  # [weight, bias] of queries and of keys
-                for k, row in enumerate((rows[0, 0], rows[1, 0], rows[0, 1], rows[1, 1])):
-                    at = self.inputs + k
-                    if wanted >> at & 1:
-                        found[at] = row.to(args[at].dtype)
-            return tuple(found)
-
-        return run
 
 
 heads = Heads(packed=False)
@@ -167,28 +88,12 @@ def _activation_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gat
     return torch.empty_like(x.narrow(dim, 0, x.shape[dim] // 2) if gated else x)
 
 
-def _activation_kernel(module: Any) -> Kernel:
-    def run(*args: Any, out: Tensor | None = None) -> Tensor:
-        x, bias, kind, gated, gate_first, dim = args
-        y = _activation_fake(*args) if out is None else out
-        module.heads_activation(x, _ready(bias, x), kind, gated, gate_first, dim, y)
-        return y
-
-    run.writes_out = True  # type: ignore[attr-defined]
-    return run
-
-
-def _activation_triton(*args: Any) -> Tensor:
-    from .triton_kernels import heads as kernels
-
-    return kernels.activation(*args)
-
-
 def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
-    if torch.is_grad_enabled():
-        return differentiable_vjp(reference.gated_activation, needs, saved, extra, (grad,))
     x, bias = saved
-    dx = activation_vjp(x, bias, grad, *extra)
+    if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
+        dx = reference.gated_activation_vjp(x, bias, grad, *extra)
+    else:
+        dx = activation_vjp(x, bias, grad, *extra)
     to_bias = None
     if bias is not None and needs[1]:
         dim = extra[-1]
@@ -198,20 +103,8 @@ def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> li
     return [dx if needs[0] else None, to_bias]
 
 
-def _activation_vjp_reference(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        found = reference.gated_activation(leaf, None if bias is None else bias.detach(), *extra)
-        return torch.empty_like(x).copy_(torch.autograd.grad(found, leaf, grad)[0])
-
-
-def _activation_vjp_kernel(module: Any) -> Kernel:
-    def run(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
-        dx = torch.empty_like(x)
-        module.heads_activation_vjp(x, _ready(bias, x), grad, *extra, dx)
-        return dx
-
-    return run
+def _activation_vjp_reference(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x).copy_(reference.gated_activation_vjp(x, *rest))
 
 
 activation = Op(
@@ -219,7 +112,7 @@ activation = Op(
     tensors=2,
     reference=reference.gated_activation,
     fake=_activation_fake,
-    kernels={**native_kernels(_activation_kernel), "triton": _activation_triton},
+    kernels={},
     backward=_activation_backward,
 )
 activation_vjp = Op(
@@ -227,5 +120,5 @@ activation_vjp = Op(
     tensors=3,
     reference=_activation_vjp_reference,
     fake=lambda x, bias, grad, *extra: torch.empty_like(x),
-    kernels=native_kernels(_activation_vjp_kernel),
+    kernels={},
 )

@@ -20,7 +20,7 @@ FORMS = ("edm", "vp", "ve")
 
 
 def _level(function: str, sigma: Any, x: Tensor, sigma_data: Any, form: Any) -> float | Tensor:
-    """A number, or a float64 tensor (batch,) or ()."""
+    """A number, or a float64 tensor (batch,), (1,) or ()."""
     if form not in FORMS:
         raise ValueError(f"{function}: form must be 'edm', 'vp' or 've', got {form!r}")
     if not isinstance(sigma_data, numbers.Real) or isinstance(sigma_data, bool):
@@ -36,8 +36,7 @@ def _level(function: str, sigma: Any, x: Tensor, sigma_data: Any, form: Any) -> 
             f"{function}: sigma must have one entry a sample, shape ({batch},) or ({batch}, 1, ...), or be a number, "
             f"got {tuple(sigma.shape)}"
         )
-    flat = sigma.double().reshape(-1)
-    return flat[0] if flat.numel() == 1 else flat
+    return sigma.double().reshape(sigma.shape[:1])
 
 
 def _table(values: tuple[Any, ...], x: Tensor) -> Tensor:
@@ -46,7 +45,8 @@ def _table(values: tuple[Any, ...], x: Tensor) -> Tensor:
         return row(values, x)
     like = next(v for v in values if isinstance(v, Tensor))
     columns = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in values]
-    return torch.stack(columns, -1).to(arithmetic(x.dtype))
+    table = torch.stack(columns, -1).to(arithmetic(x.dtype))
+    return table[0] if table.dim() == 2 and table.shape[0] == 1 else table
 
 
 def edm_precondition_in(
@@ -80,8 +80,8 @@ def edm_precondition_in(
             float32); then no gradient is recorded.
 
     Returns:
-        c_in x in x's dtype (``out``'s), and c_noise as (B,) or () in float32 (float64 for a float64 x). Coefficients
-        are computed in float64, the product in float32 (float64), rounded once.
+        c_in x in x's dtype (``out``'s), and c_noise in sigma's shape, (B,), (1,) or (), in float32 (float64 for a
+        float64 x). Coefficients are computed in float64, the product in float32 (float64), rounded once.
 
     Differentiable in x and sigma, any number of times. ValueError and TypeError name what does not fit.
     Source: Karras et al. 2022 (arXiv 2206.00364) table 1.
@@ -103,7 +103,7 @@ def edm_precondition_in(
     else:
         c_in = torch.ones_like(level)
         noise = (level / 2).log()
-    y = affine_step(x, (), c_in.to(arithmetic(x.dtype))[..., None], out=out)
+    y = affine_step(x, (), _table((c_in,), x), out=out)
     return y, noise.to(arithmetic(x.dtype))
 
 

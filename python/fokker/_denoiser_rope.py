@@ -1,4 +1,4 @@
-"""Tables of rotary embeddings, one- and two-dimensional, with the interpolations of FiT: `fokker.denoiser.rope_table`."""
+"""Tables of rotary embeddings in one and two dimensions, with FiT's interpolations."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def rope_table_2d(
     r"""cos and sin of a two-dimensional axial embedding: D/4 pairs for the first coordinate, then D/4 for the second.
 
     Each axis is a `rope_table` of dimension D/2. A single ``scale`` is FiT's NTK and YaRN with s = max(H, W) / trained
-    length; a pair (s_1, s_2), one a coordinate, its VisionNTK and VisionYaRN with s = H / and W / trained length. YaRN's
-    factor 1 + 0.1 ln s takes the larger of the two, for both axes.
+    length; a pair (s_1, s_2), one a coordinate, its VisionNTK and VisionYaRN with H and W over the trained length.
+    YaRN's factor 1 + 0.1 ln s takes the larger of the two, for both axes.
 
     Args:
         positions: (height, width), for the grid of rows and columns in row-major order, or a tensor (T, 2), (B, T, 2).
@@ -167,10 +167,7 @@ def rope_table_2d(
             raise ValueError(f"positions must be (height, width) or a tensor, got {positions!r}")
         at = torch.cartesian_prod(*(_positions(n) for n in positions))
     angles = torch.cat(
-        [
-            _angles(at[..., i], dim // 2, theta, interpolation, scales[i], trained_length, alpha, beta)
-            for i in range(2)
-        ],
+        [_angles(at[..., i], dim // 2, theta, interpolation, scales[i], trained_length, alpha, beta) for i in range(2)],
         -1,
     )
     return _finish(angles, _magnitude(interpolation, max(scales)), dtype)

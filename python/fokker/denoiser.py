@@ -3,14 +3,36 @@
 Every function is one pass over memory, forward and backward, with a plain PyTorch reference in `fokker.reference`.
 """
 
+from ._denoiser_embeddings import fourier_embedding, mp_cat, mp_fourier, mp_sum, pixel_norm, timestep_embedding
+from ._denoiser_gates import geglu, gelu_tanh, mp_silu, silu_gate, swiglu
 from ._denoiser_groups import bias_free_norm, group_norm_silu
+from ._denoiser_heads import qk_norm_rope, qkv_norm_rope
 from ._denoiser_norms import gate_residual, layer_norm_modulate, residual_gate_norm_modulate, rms_norm_modulate
+from ._denoiser_precondition import edm_precondition_in, edm_precondition_out
+from ._denoiser_rope import rope_table, rope_table_2d
 
 __all__ = [
     "bias_free_norm",
+    "edm_precondition_in",
+    "edm_precondition_out",
+    "fourier_embedding",
     "gate_residual",
+    "geglu",
+    "gelu_tanh",
     "group_norm_silu",
     "layer_norm_modulate",
+    "mp_cat",
+    "mp_fourier",
+    "mp_silu",
+    "mp_sum",
+    "pixel_norm",
+    "qk_norm_rope",
+    "qkv_norm_rope",
     "residual_gate_norm_modulate",
     "rms_norm_modulate",
+    "rope_table",
+    "rope_table_2d",
+    "silu_gate",
+    "swiglu",
+    "timestep_embedding",
 ]

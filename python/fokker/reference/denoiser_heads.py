@@ -6,6 +6,7 @@ Everything is computed in float64 for float64 tensors, else in float32, and a re
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,37 @@ def norm_rope(
     return n.to(x.dtype)
 
 
+def norm_rope_vjp(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    norm: int,
+    eps: float,
+    interleaved: bool,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients in x, weight and bias; R^T = -R undoes the turn, then the norm's own projection."""
+    wide = arithmetic(x.dtype)
+    u, dn = x.to(wide), grad.to(wide)
+    if cos is not None and sin is not None:
+        c, s = (whole_table(t.to(wide), x.shape[-1], interleaved).unsqueeze(-3) for t in (cos, sin))
+        dn = dn * c - rotated(dn * s, interleaved)
+    if NORMS[norm] == "layer":
+        u = u - u.mean(-1, keepdim=True)
+    unit = normalized(x.to(wide), norm, eps)
+    to_weight = None if weight is None else (dn * unit).sum((0, 1, 2)).to(weight.dtype)
+    to_bias = None if bias is None else dn.sum((0, 1, 2)).to(bias.dtype)
+    dx = dn if weight is None else dn * weight.to(wide)
+    if NORMS[norm] == "layer":
+        dx = dx - dx.mean(-1, keepdim=True)
+    if NORMS[norm] != "none":
+        rstd = torch.rsqrt(u.square().mean(-1, keepdim=True) + eps)
+        dx = rstd * (dx - unit * (dx * unit).mean(-1, keepdim=True))
+    return dx.to(x.dtype), to_weight, to_bias
+
+
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,
@@ -87,6 +119,14 @@ def qk_norm_rope(
     )
 
 
+def qk_norm_rope_vjp(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    """The gradients in q, k, their weights and their biases; rest: the other arguments, then the results' gradients."""
+    qw, kw, qb, kb, *settings, grad_q, grad_k = rest
+    dq, dqw, dqb = norm_rope_vjp(q, qw, qb, *settings, grad_q)
+    dk, dkw, dkb = norm_rope_vjp(k, kw, kb, *settings, grad_k)
+    return dq, dk, dqw, dkw, dqb, dkb
+
+
 def qkv_norm_rope(
     qkv: Tensor,
     q_weight: Tensor | None,
@@ -105,6 +145,13 @@ def qkv_norm_rope(
     return (*heads, v.clone())
 
 
+def qkv_norm_rope_vjp(qkv: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    """The gradients in qkv, weights and biases."""
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    dq, dk, *others = qk_norm_rope_vjp(q, k, *rest[:-1])
+    return torch.stack((dq, dk, rest[-1].to(qkv.dtype)), 0).permute(1, 3, 0, 2, 4), *others
+
+
 def activation(x: Tensor, kind: int) -> Tensor:
     """silu, GELU by tanh, GELU by erf, or EDM2's silu of unit magnitude."""
     name = ACTIVATIONS[kind]
@@ -117,17 +164,49 @@ def activation(x: Tensor, kind: int) -> Tensor:
     return 0.5 * x * torch.erfc(-x * math.sqrt(0.5))
 
 
-def gated_activation(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
-    """act(x + bias), or with ``gated`` act(gate) * value of the halves of x + bias along ``dim``."""
+def activation_slope(x: Tensor, kind: int) -> Tensor:
+    """The derivative of `activation`."""
+    name = ACTIVATIONS[kind]
+    if name in ("silu", "mp_silu"):
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s)) / (0.596 if name == "mp_silu" else 1.0)
+    if name == "gelu_tanh":
+        root = math.sqrt(2 / math.pi)
+        t = torch.tanh(root * (x + 0.044715 * x**3))
+        return 0.5 * (1 + t) + 0.5 * x * (1 - t.square()) * root * (1 + 3 * 0.044715 * x.square())
+    return 0.5 * torch.erfc(-x * math.sqrt(0.5)) + x * torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+
+
+def _halves(x: Tensor, bias: Tensor | None, gated: bool, gate_first: bool, dim: int) -> tuple[Tensor, Tensor | None]:
+    """Gate and value (None without) of x + bias."""
     wide = arithmetic(x.dtype)
     u = x.to(wide)
     if bias is not None:
         u = u + bias.to(wide).reshape(-1, *(1,) * (x.dim() - 1 - dim))
     if not gated:
-        return activation(u, kind).to(x.dtype)
+        return u, None
     first, second = u.chunk(2, dim)
-    gate, value = (first, second) if gate_first else (second, first)
-    return (activation(gate, kind) * value).to(x.dtype)
+    return (first, second) if gate_first else (second, first)
+
+
+def gated_activation(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
+    """act(x + bias), or with ``gated`` act(gate) * value of the halves of x + bias along ``dim``."""
+    gate, value = _halves(x, bias, gated, gate_first, dim)
+    y = activation(gate, kind)
+    return (y if value is None else y * value).to(x.dtype)
+
+
+def gated_activation_vjp(
+    x: Tensor, bias: Tensor | None, grad: Tensor, kind: int, gated: bool, gate_first: bool, dim: int
+) -> Tensor:
+    """The gradient in x."""
+    gate, value = _halves(x, bias, gated, gate_first, dim)
+    g = grad.to(gate.dtype)
+    to_gate = g * activation_slope(gate, kind)
+    if value is None:
+        return to_gate.to(x.dtype)
+    to_gate, to_value = to_gate * value, g * activation(gate, kind)
+    return torch.cat((to_gate, to_value) if gate_first else (to_value, to_gate), dim).to(x.dtype)
 
 
 def pixel_norm(x: Tensor, dim: int, eps: float) -> Tensor:
