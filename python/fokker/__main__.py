@@ -1,4 +1,4 @@
-"""The command line: ``python -m fokker info | check | bench | demo``."""
+"""The command line: ``python -m fokker info | check | bench | demo | systems``."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", metavar="FOLDER", default="fokker-demo", help="where the pictures go")
     demo.add_argument("--seed", type=int, default=0)
+
+    systems = commands.add_parser("systems", help="the published methods with their papers; NAME runs an example")
+    systems.add_argument("name", nargs="?", help="run this system's example on real data")
+    systems.add_argument("--out", metavar="FOLDER", default="fokker-systems", help="where the pictures go")
+    systems.add_argument("--seed", type=int, default=0)
+    systems.add_argument("--markdown", action="store_true", help="print the table that README has")
     return parser
 
 
@@ -53,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ._cli.check import run
     elif args.command == "bench":
         from ._cli.bench import run
+    elif args.command == "systems":
+        from ._cli.systems import run
     elif args.family == "kde":
         from ._cli.demo_kde import run
     elif args.family == "sde":

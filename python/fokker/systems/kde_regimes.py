@@ -25,6 +25,10 @@ from .. import kde
 
 __all__ = ["clt_bandwidth", "condensation_bandwidth", "effective_sizes", "free_energy"]
 
+TITLE = "where a kernel density estimate in many dimensions obeys the central limit theorem, and where it condenses"
+PAPER = "Biroli and Mezard, 2024, arXiv 2408.05807"
+EXAMPLE = "kde_regimes.condensation_bandwidth(alpha=0.2)"
+
 
 def free_energy(u: float) -> float:
     """g(u) for N(0, I) data."""

@@ -21,6 +21,10 @@ from .. import vmf
 
 __all__ = ["assign", "concentrations", "contrastive_loss", "mle_loss", "move", "prune", "score", "sinkhorn", "step"]
 
+TITLE = "mixtures of prototypes on the sphere a class, for embeddings that tell what lies outside the classes"
+PAPER = "Lu et al., ICLR 2024, arXiv 2402.02653"
+EXAMPLE = "loss, prototypes = palm.step(z, prototypes, labels)"
+
 
 def _check(z: Tensor, prototypes: Tensor, labels: Tensor | None = None, assignment: Tensor | None = None) -> None:
     if prototypes.dim() != 3 or z.dim() != 2 or z.shape[1] != prototypes.shape[2]:

@@ -1,0 +1,422 @@
+"""The loop of the methods that step particles: models called and checked, one fused step, weights, resampling."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import random, sde
+from .._sde_grids import make_times
+from .._sde_loop import make_bar
+from .._sde_ops import TERMS
+from .._sde_particles import gather
+from .._sde_sample import _seed, _shape
+from .._sde_table import conversion
+from ..random import Stream
+
+__all__ = ["Method", "Particles", "Products", "Run", "Step", "drive"]
+
+
+class Step(NamedTuple):
+    """One step of the grid, from time t down to t - dt, in float64 on the host."""
+
+    index: int
+    t: float
+    dt: float
+    f: float = 0.0  #: the drift is f x
+    g2: float = 0.0  #: the diffusion's square, g^2
+    alpha: float = 1.0
+    sigma: float = 0.0
+
+
+class Particles(NamedTuple):
+    """A run between two steps, and what it returns at the end."""
+
+    step: int  #: the next one
+    time: float
+    x: Tensor  #: ``(B, ...)``
+    log_weights: Tensor  #: ``(B,)`` in float64: gathered since the population was last resampled
+    carried: dict[str, Tensor]  #: what a method keeps a particle, ``(B, ...)``: log densities, say
+    effective_sample_size: Tensor  #: ``(steps, populations)``, before resampling; empty for methods without weights
+    calls: int  #: of all models together
+    populations: int = 1
+
+    def resampled(self, seed: int = 0, count: int | None = None, method: str = "systematic") -> Tensor:
+        """``count`` particles of equal weight of each population (None: as many as it has), one after the other."""
+        groups = self.log_weights.reshape(self.populations, -1)
+        found = sde.resample(groups, method, seed=seed, step=self.step, count=count)
+        return gather(self.x.unflatten(0, groups.shape), found.ancestors).flatten(0, 1)
+
+
+class Products:
+    """Inner products ``(B, J, J)`` in float64 of [y - x, scores s_i, extra terms e_i, (x), noise z]."""
+
+    def __init__(self, gram: Tensor, scores: int, extra: int) -> None:
+        self.gram = gram
+        self.s, self.e = slice(1, 1 + scores), slice(1 + scores, 1 + scores + extra)
+        self.at_x, self.at_z = 1 + scores + extra, gram.shape[1] - 1
+
+    @property
+    def ss(self) -> Tensor:
+        """<s_i, s_j>, ``(B, M, M)``."""
+        return self.gram[:, self.s, self.s]
+
+    @property
+    def se(self) -> Tensor:
+        """<s_i, e_j>, ``(B, M, E)``."""
+        return self.gram[:, self.s, self.e]
+
+    @property
+    def ee(self) -> Tensor:
+        """<e_i, e_j>, ``(B, E, E)``."""
+        return self.gram[:, self.e, self.e]
+
+    @property
+    def sz(self) -> Tensor:
+        """<s_i, z>, ``(B, M)``."""
+        return self.gram[:, self.s, self.at_z]
+
+    @property
+    def sdx(self) -> Tensor:
+        """<s_i, y - x>, ``(B, M)``."""
+        return self.gram[:, 0, self.s]
+
+    @property
+    def ex(self) -> Tensor:
+        """<e_i, x>, ``(B, E)``, of a run that reads x."""
+        return self.gram[:, self.at_x, self.e]
+
+
+class Method:
+    """What a method gives the driver: its models and one step; ``weighted``: whether it calls `Run.weigh`."""
+
+    weighted = True
+    #: the initial state is prior_std times this times normal numbers
+    spread = 1.0
+    #: whether the step's products hold x
+    reads_x = False
+    #: names of terms that are not scores, for messages
+    extra: tuple[str, ...] = ()
+
+    def __init__(self, models: Any) -> None:
+        self.models = (models,) if callable(models) else tuple(models)
+        if not self.models:
+            raise ValueError("models must hold at least one model")
+        for i, m in enumerate(self.models):
+            if not callable(m):
+                raise TypeError(f"models[{i}] must be callable as model(x, t), got {type(m).__name__}")
+
+    def plan(self, process: Any, times: Tensor) -> list[Step]:
+        """The steps between given times."""
+        t = times[:-1]
+        columns = (t, -times.diff(), process.rate(t), process.variance_rate(t), process.alpha(t), process.sigma(t))
+        steps = [Step(i, *row) for i, row in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+        for k in steps:
+            if not (math.isfinite(k.f) and math.isfinite(k.g2)):
+                raise ValueError(f"the process is singular at time {k.t:.6g}: take times that end before")
+        return steps
+
+    def begin(self, run: Run, x: Tensor) -> None:
+        """Before the first step: tables of coefficients, what a particle carries."""
+
+    def step(self, run: Run, k: Step, x: Tensor) -> Tensor:
+        """The state after step k."""
+        raise NotImplementedError
+
+
+class Run:
+    """One run of a method: what its ``step`` calls."""
+
+    def __init__(
+        self, method: Method, process: Any, steps: Sequence[Step], x: Tensor, seed: Any, ids: Any, prediction: str,
+        model_dtype: torch.dtype | None,
+    ) -> None:  # fmt: skip
+        self.method, self.process, self.steps, self.seed, self.ids = method, process, steps, seed, ids
+        self.prediction, self.dtype, self.device = prediction, x.dtype, x.device
+        self.model_dtype = model_dtype or x.dtype
+        self.batch, self.dim = x.shape[0], math.prod(x.shape[1:])
+        self.log_weights = torch.zeros(self.batch, dtype=torch.float64, device=x.device)
+        self.carried: dict[str, Tensor] = {}
+        self.calls = 0
+        self.scores_of = [(0.0, 1.0)] * len(steps)
+        if prediction != "score":
+            self.scores_of = [conversion(process, k.t, prediction, "score") for k in steps]
+        self.with_x = method.reads_x or any(p for p, _ in self.scores_of)
+        # the sums of squares of every step's vectors: one that is not finite tells whose output was not, at the end
+        self.health = x.new_zeros(len(steps), 3 + len(method.models) + len(method.extra), dtype=torch.float64)
+
+    def call(self, i: int, x: Tensor, t: float | Tensor) -> Tensor:
+        """models[i](x, t), its output's shape, dtype and device checked; t a number or ``(B,)``."""
+        times = t if isinstance(t, Tensor) else x.new_full((x.shape[0],), t)
+        given = x
+        if self.prediction == "edm":
+            sigma = self.process.sigma(times.double())
+            scale = torch.rsqrt(sigma.square() + self.process.sigma_data**2).to(x.dtype)
+            given, times = x * scale.reshape(-1, *(1,) * (x.dim() - 1)), torch.log(sigma) / 4
+        found = self.method.models[i](given.to(self.model_dtype), times.to(x.dtype))
+        self.calls += 1
+        return self.checked(f"models[{i}]", found, x.shape)
+
+    def checked(self, name: str, found: Any, shape: Sequence[int]) -> Tensor:
+        """What a user's function returned, if it is a tensor of that shape on this device, in the dtype asked for."""
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{name} must return a tensor, got {type(found).__name__}")
+        if found.shape != tuple(shape):
+            raise ValueError(f"{name} must return shape {tuple(shape)}, got {tuple(found.shape)}")
+        if found.dtype not in (self.dtype, self.model_dtype):
+            raise TypeError(
+                f"{name} must return {self.model_dtype} (the state's dtype, or model_dtype), got {found.dtype}"
+            )
+        if found.device != self.device:
+            raise TypeError(f"{name} returned a tensor on {found.device}, the state is on {self.device}")
+        return found
+
+    def outputs(self, k: Step, x: Tensor) -> list[Tensor]:
+        """Every model's output at (x, k.t): what `move` takes for the scores, of whatever prediction."""
+        return [self.call(i, x, k.t) for i in range(len(self.method.models))]
+
+    def table(self, rows: Sequence[Sequence[float]]) -> Tensor:
+        """Weights [x, s_1 .. s_M, e_1 .. e_E, z] of every step, on the device at once: rows for `move`."""
+        return self._folded(torch.tensor(rows, dtype=torch.float64), range(len(rows))).to(self.dtype).to(self.device)
+
+    def _folded(self, w: Tensor, steps: Sequence[int]) -> Tensor:
+        """Weights of scores s = p x + q m as weights of the outputs m, with a column for x among the terms."""
+        m = len(self.method.models)
+        if self.prediction != "score":
+            p, q = (
+                self.scores_of[steps[0]]
+                if len(steps) == 1
+                else w.new_tensor([self.scores_of[i] for i in steps]).T[..., None]
+            )
+            s = w[:, 1 : 1 + m]
+            w = torch.cat([w[:, :1] + p * s.sum(1, keepdim=True), q * s, w[:, 1 + m :]], 1)
+        if self.with_x:
+            w = torch.cat([w[:, :-1], w.new_zeros(len(w), 1), w[:, -1:]], 1)
+        return w
+
+    def move(
+        self, k: Step, x: Tensor, outputs: Sequence[Tensor], weights: Tensor, *, row: int | None = None,
+        extra: Sequence[Tensor] = (), stream: int = Stream.PREDICTOR, number: int | None = None,
+    ) -> tuple[Tensor, Products]:  # fmt: skip
+        """y = a x + sum b_i s_i + sum c_j e_j + d z in one pass, and the inner products of all that is in it.
+
+        weights: `table`'s with the ``row`` to take, or ``(B, C)`` of this step alone, in the same columns.
+        """
+        if row is None:
+            weights = self._folded(weights, [k.index]).to(self.dtype)
+        terms = [*outputs, *extra, *([x] if self.with_x else [])]
+        place = {"seed": self.seed, "step": k.index if number is None else number, "stream": stream}
+        place["sample_ids"] = self.ids
+        if len(terms) <= TERMS:
+            y, gram = sde.affine_step(x, terms, weights, row=row, dots=True, **place)
+        else:
+            y, gram = _long_step(x, terms, weights if row is None else weights[row], place)
+        torch.sum(gram.diagonal(dim1=1, dim2=2), 0, out=self.health[k.index, : gram.shape[1]])
+        p, q = self.scores_of[k.index]
+        if (p, q) != (0.0, 1.0):
+            m, change = len(outputs), torch.eye(gram.shape[1], dtype=torch.float64)
+            change[1 : 1 + m, 1 : 1 + m] *= q
+            change[1 : 1 + m, -2] = p
+            change = change.to(self.device)
+            gram = change @ gram @ change.T
+        return y, Products(gram, len(outputs), len(extra))
+
+    def add(self, k: Step, y: Tensor, x: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """y + sum_i weights[:, i] s_i (x, t), written over y; weights ``(B, M)`` in any float dtype."""
+        p, q = self.scores_of[k.index]
+        columns = [torch.ones_like(weights[:, :1]), q * weights]
+        terms = list(outputs)
+        if p:
+            terms, columns = [*terms, x], [*columns, p * weights.sum(1, keepdim=True)]
+        w = torch.cat(columns, 1).to(self.dtype)
+        for i in range(0, len(terms), TERMS):
+            part = w[:, 1 + i : 1 + i + TERMS]
+            sde.affine_step(y, terms[i : i + TERMS], torch.cat([w[:, :1], part], 1), out=y)
+        return y
+
+    def weigh(self, change: Tensor) -> None:
+        """Add to the log weights."""
+        self.log_weights = self.log_weights + change
+
+
+def _long_step(x: Tensor, terms: Sequence[Tensor], weights: Tensor, place: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """`affine_step` of more terms than it takes: chains of them, and the inner products block by block."""
+    one = torch.ones_like(weights[..., :1])
+    y = x
+    for i in range(0, len(terms), TERMS):
+        part = weights[..., 1 + i : 1 + min(i + TERMS, len(terms))]
+        first = weights[..., :1] if i == 0 else one
+        last = i + TERMS >= len(terms)
+        w = torch.cat([first, part, *([weights[..., -1:]] if last else [])], -1)
+        y = sde.affine_step(y, terms[i : i + TERMS], w, **(place if last else {}))
+    z = random.normal(
+        x.shape[0], tuple(x.shape[1:]), dtype=x.dtype, device=x.device, **place
+    )  # once more: its products with every block
+    vectors = [y - x, *terms, z]
+    half = (TERMS + 1) // 2
+    blocks = [slice(i, i + half) for i in range(0, len(vectors), half)]
+    gram = torch.empty(x.shape[0], len(vectors), len(vectors), dtype=torch.float64, device=x.device)
+    for a in blocks:
+        for b in blocks:
+            left = vectors[a]
+            n = len(left)
+            gram[:, a, b] = sde.gram([*left, *vectors[b]])[:, :n, n:]
+    return y, gram
+
+
+def drive(
+    method: Method,
+    process: Any,
+    shape: Sequence[int],
+    steps: int | None = None,
+    seed: int | Tensor | None = None,
+    *,
+    times: Any = None,
+    grid: str | Callable[..., Tensor] | None = None,
+    prediction: str = "x0",
+    start: Tensor | None = None,
+    populations: int = 1,
+    resampling: str | None = "systematic",
+    threshold: float = 0.5,
+    sample_ids: Any = None,
+    dtype: torch.dtype = torch.float32,
+    model_dtype: torch.dtype | None = None,
+    device: Any = None,
+    callback: Callable[[Particles], None] | None = None,
+    progress: bool = False,
+) -> Particles:
+    """Run a method's steps from noise (or ``start``) to the end of the grid.
+
+    Args:
+        method: a `Method`; the driver calls its ``step`` for every step of its ``plan``.
+        process, steps, times, grid, seed, prediction, sample_ids, dtype, model_dtype, device: as in
+            `fokker.sde.sample`. The noise belongs to a particle's place, not to its ancestor, so twins part.
+        shape: ``(B, ...)``, B particles.
+        start: the first state, of that shape.
+        populations: B is so many populations of B / populations particles; weights compete within one.
+        resampling: how particles are drawn anew where the effective sample size is below ``threshold`` times their
+            number ("systematic", "stratified", "multinomial", "residual"); None: never.
+        callback: called with `Particles` after each step.
+        progress: show a bar (tqdm where installed).
+
+    Nothing waits for the device until the end, but what the callback does.
+
+    Raises:
+        ValueError: no particles, a shape that does not fit, a model's or reward's output of another shape or not
+            finite (found at the end: the first step and the function are named), weights that are all zero.
+        TypeError: an output of another dtype or device than asked for.
+
+    Warns RuntimeWarning, once, where the effective sample size falls below 2 or a fiftieth of the particles.
+    """
+    size = _shape(shape)
+    if not size[0]:
+        raise ValueError(f"shape must hold at least one particle, got {size}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype must be float32 or float64 (model_dtype casts the models' input), got {dtype}")
+    if populations < 1 or size[0] % populations:
+        raise ValueError(f"populations must be a positive divisor of the {size[0]} particles, got {populations}")
+    t = make_times(process, steps, times, grid or process.grid, False)
+    device = torch.empty(0, device=start.device if start is not None else device).device
+    seed = _seed(seed, device)
+    with torch.no_grad():
+        if start is None:
+            place = {"seed": seed, "sample_ids": sample_ids, "dtype": dtype, "device": device}
+            x = process.prior_sample(size[0], size[1:], **place)
+            x = x * method.spread if method.spread != 1 else x
+        elif tuple(start.shape) != size:
+            raise ValueError(f"start must have shape {size}, got {tuple(start.shape)}")
+        else:
+            x = start.to(dtype)
+        plan = method.plan(process, t)
+        run = Run(method, process, plan, x, seed, sample_ids, prediction, model_dtype)
+        method.begin(run, x)
+        chooser = _Resampling(run, populations, resampling, threshold) if method.weighted else None
+        bar = make_bar(progress, t, 0)
+        try:
+            for k in plan:
+                x = method.step(run, k, x)
+                if chooser is not None:
+                    x = chooser(k, x)
+                if bar is not None:
+                    bar.update()
+                if callback is not None:
+                    callback(_particles(run, k, x, chooser, populations))
+        finally:
+            if bar is not None:
+                bar.close()
+        found = _particles(run, plan[-1], x, chooser, populations)
+        _judge(run, found, size[0] // populations)
+    return found
+
+
+class _Resampling:
+    """Draws populations anew after a step, where their weights have become too uneven."""
+
+    def __init__(self, run: Run, populations: int, kind: str | None, threshold: float) -> None:
+        self.run, self.kind, self.threshold = run, kind, threshold
+        self.groups = (populations, run.batch // populations)
+        self.sizes: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.stay = torch.arange(self.groups[1], device=run.device).expand(self.groups)
+        ids = run.ids
+        if isinstance(ids, Tensor):
+            self.ids: Any = ids.reshape(self.groups)[:, 0].contiguous()
+        else:  # a population goes by the id of its first particle
+            self.ids = torch.arange(populations, device=run.device) * self.groups[1] + (0 if ids is None else int(ids))
+
+    def __call__(self, k: Step, x: Tensor) -> Tensor:
+        run = self.run
+        logs = run.log_weights.reshape(self.groups)
+        self.weights.append(logs.sum())
+        if self.kind is None:
+            self.sizes.append(sde.effective_sample_size(logs))
+            return x
+        place = {"seed": run.seed, "step": k.index, "sample_ids": self.ids}
+        found = sde.resample(logs, self.kind, threshold=self.threshold, **place)
+        self.sizes.append(found.effective_sample_size)
+        if not x.is_cuda and torch.equal(found.ancestors, self.stay):  # on a GPU looking would mean waiting
+            return x
+        run.log_weights = found.log_weights.reshape(-1)
+        for name, value in run.carried.items():
+            run.carried[name] = gather(value.unflatten(0, self.groups), found.ancestors).flatten(0, 1)
+        return gather(x.unflatten(0, self.groups), found.ancestors).flatten(0, 1)
+
+
+def _particles(run: Run, k: Step, x: Tensor, chooser: _Resampling | None, populations: int) -> Particles:
+    sizes = torch.stack(chooser.sizes) if chooser is not None else x.new_empty(0, populations, dtype=torch.float64)
+    return Particles(k.index + 1, k.t - k.dt, x, run.log_weights, dict(run.carried), sizes, run.calls, populations)
+
+
+def _judge(run: Run, found: Particles, count: int) -> None:
+    """Errors and warnings of a finished run: the one time it waits for the device."""
+    bad = ~run.health.isfinite()
+    names = ["x", *(f"models[{i}]" for i in range(len(run.method.models))), *run.method.extra, "x", "x"]
+    if bool(bad.any()):
+        i = int(bad.any(1).nonzero()[0])
+        at = bad[i].tolist()
+        culprit = next((n for n, b in zip(names[1:], at[1:], strict=False) if b), "x")
+        k = run.steps[i]
+        raise ValueError(f"{culprit} is not finite at step {k.index}, time {k.t:.6g} (first of them)")
+    sizes = found.effective_sample_size
+    if not sizes.numel():
+        return
+    worst = sizes.nan_to_num(nan=0.0).amin(1)
+    i = int(worst.argmin())
+    size, k = float(worst[i]), run.steps[i]
+    if not size:
+        i = int((worst == 0).nonzero()[0])
+        raise ValueError(
+            f"no particle has a finite positive weight at step {run.steps[i].index}, time {run.steps[i].t:.6g}"
+        )
+    if count > 2 and size < max(2.0, count / 50):
+        warnings.warn(
+            f"the weights degenerated: effective sample size {size:.1f} of {count} particles at step {k.index}, time "
+            f"{k.t:.6g}; take more particles, smaller steps, resampling or a milder target",
+            RuntimeWarning,
+            stacklevel=4,
+        )
