@@ -1,7 +1,7 @@
 """Affine and exponential steps of SDE samplers in Triton: the formulas of csrc/math/sde_update.h.
 
-A lane makes one Philox block and the four elements (float64: two) that it belongs to: reads the state and the terms
-once, writes each result once. Operands that are not contiguous are copied first, the only kernel of the family that
+A lane makes one Philox block, and with it the four elements (float64: two) that it belongs to: neighbours, read and
+written at once. The state and the terms are read once, each result is written once. Operands that are not contiguous are copied first, the only kernel of the family that
 does; inner products are taken by torch from the operands and from noise made again.
 """
 
@@ -30,37 +30,60 @@ def coefficient(table, at, has_row, mask):
 
 
 @triton.jit
-def step_element(
-    x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row, z, at, mask,
-    K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr,
-    CLIP: tl.constexpr
+def row_of(row_at, row, steps, like, ROW: tl.constexpr):
+    """The row of the table, and for each lane whether there is one."""
+    if ROW:
+        row = tl.load(row_at)
+    rows = like * 0 + row
+    return row, (rows < steps) & (rows >= 0)
+
+
+@triton.jit
+def noise_of(
+    seed_at, step_at, ids, b, block, seed, counter1, first_id, mask, NOISY: tl.constexpr, WIDE: tl.constexpr,
+    SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr
 ):  # fmt: skip
-    """The results of one element a lane."""
-    u = load(x, at, mask, 0.0)
-    for r in tl.static_range(R):
-        row = base + r * row_stride
-        total = coefficient(table, row, has_row, mask).to(u.dtype)
-        if not EXPONENTIAL:
-            total = total * u
-        for k in tl.static_range(K):
-            v = load(
-                m1 if k == 0 else m2 if k == 1 else m3 if k == 2 else m4 if k == 3 else m5 if k == 4 else m6 if k == 5
-                else m7 if k == 6 else m8, at, mask, 0.0,
-            ).to(u.dtype)  # fmt: skip
-            if CLIPPED and k == 0:
-                last = row + (K + 1 + NOISY) * column_stride
-                p = coefficient(table, last, has_row, mask)
-                q = coefficient(table, last + column_stride, has_row, mask)
-                bound = const(u, CLIP)
-                raw = mad(q, v, p * u)
-                raw = tl.where(raw < -bound, -bound, raw)
-                v = tl.where(raw > bound, bound, raw)
-            total = mad(coefficient(table, row + (k + 1) * column_stride, has_row, mask), v, total)
-        if NOISY:
-            total = mad(coefficient(table, row + (K + 1) * column_stride, has_row, mask), z, total)
-        if EXPONENTIAL:
-            total = u * exp(total)
-        store(o1 if r == 0 else o2 if r == 1 else o3, at, total, mask)
+    """The normal numbers of a block a lane, (lanes, 4) or, in float64, (lanes, 2)."""
+    if NOISY:
+        if SEED:
+            seed = tl.load(seed_at)
+        if STEP:
+            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
+        if IDS:
+            sample = tl.load(ids + b, mask=mask, other=0)
+        else:
+            sample = first_id + b
+        c1 = b * 0 + counter1
+        z0, z1, z2, z3 = numbers_of(
+            seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32),
+            (sample & 0xFFFFFFFF).to(tl.uint32), ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32), NORMAL, WIDE,
+        )  # fmt: skip
+        if WIDE:
+            return tl.join(z0, z1)
+        else:
+            z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
+            return tl.reshape(z, [z.shape[0], 4])
+    else:
+        return tl.zeros([b.shape[0], 2 if WIDE else 4], tl.float64 if WIDE else tl.float32)
+
+
+@triton.jit
+def clipped(raw, CLIP: tl.constexpr):
+    """clamp(raw, -CLIP, CLIP), which keeps a nan."""
+    bound = const(raw, CLIP)
+    raw = tl.where(raw < -bound, -bound, raw)
+    return tl.where(raw > bound, bound, raw)
+
+
+@triton.jit
+def terms_of(m1, m2, m3, m4, m5, m6, m7, m8, at, inside, like, K: tl.constexpr):
+    """The first K of eight operands, a tuple."""
+    found = ()
+    for k in tl.static_range(K):
+        m = m1 if k == 0 else m2 if k == 1 else m3 if k == 2 else m4 if k == 3 else m5 if k == 4 else m6 if k == 5 \
+            else m7 if k == 6 else m8  # fmt: skip
+        found = found + (load(m, at, inside, 0.0).to(like.dtype),)
+    return found
 
 
 @triton.jit
@@ -71,44 +94,38 @@ def affine_kernel(
     WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
     CLIP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One lane a Philox block; ROW, SEED, STEP, IDS: read from memory."""
+    """A Philox block a row of the tile; ROW, SEED, STEP, IDS: read from memory."""
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = t < batch * blocks
     b = t // blocks
     block = first_block + t % blocks
-    if ROW:
-        row = tl.load(row_at)
-    has_row = (tl.zeros([BLOCK], tl.int64) + row < steps) & (tl.zeros([BLOCK], tl.int64) + row >= 0)
+    row, has_row = row_of(row_at, row, steps, t, ROW)
     base = row * step_stride + b * sample_stride
+    z = noise_of(seed_at, step_at, ids, b, block, seed, counter1, first_id, mask, NOISY, WIDE, SEED, STEP, IDS)
     per: tl.constexpr = 2 if WIDE else 4
-    z0 = tl.zeros([BLOCK], tl.float64 if WIDE else tl.float32)
-    z1 = z0
-    z2 = z0
-    z3 = z0
-    if NOISY:
-        if SEED:
-            seed = tl.load(seed_at)
-        if STEP:
-            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
-        if IDS:
-            sample = tl.load(ids + b, mask=mask, other=0)
-        else:
-            sample = first_id + b
-        low = (sample & 0xFFFFFFFF).to(tl.uint32)
-        high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
-        c1 = tl.zeros([BLOCK], tl.int64) + counter1
-        z0, z1, z2, z3 = numbers_of(
-            seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32), low, high, NORMAL, WIDE
-        )
-    first = block * per - shift
-    for j in tl.static_range(per):
-        i = first + j
-        inside = mask & (i >= 0) & (i < n)
-        step_element(
-            x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, base, row_stride, column_stride, has_row,
-            z0 if j == 0 else z1 if j == 1 else z2 if j == 2 else z3, b * n + i, inside,
-            K, R, NOISY, EXPONENTIAL, CLIPPED, CLIP,
-        )  # fmt: skip
+    i = (block * per - shift)[:, None] + tl.arange(0, per)[None, :]
+    inside = mask[:, None] & (i >= 0) & (i < n)
+    at = (b * n)[:, None] + i
+    u = load(x, at, inside, 0.0)
+    v = terms_of(m1, m2, m3, m4, m5, m6, m7, m8, at, inside, u, K)
+    for r in tl.static_range(R):
+        first = base + r * row_stride
+        total = coefficient(table, first, has_row, mask).to(u.dtype)[:, None]
+        if not EXPONENTIAL:
+            total = total * u
+        for k in tl.static_range(K):
+            w = v[k]
+            if CLIPPED and k == 0:
+                last = first + (K + 1 + NOISY) * column_stride
+                p = coefficient(table, last, has_row, mask)[:, None]
+                q = coefficient(table, last + column_stride, has_row, mask)[:, None]
+                w = clipped(mad(q, w, p * u), CLIP)
+            total = mad(coefficient(table, first + (k + 1) * column_stride, has_row, mask)[:, None], w, total)
+        if NOISY:
+            total = mad(coefficient(table, first + (K + 1) * column_stride, has_row, mask)[:, None], z, total)
+        if EXPONENTIAL:
+            total = u * exp(total)
+        store(o1 if r == 0 else o2 if r == 1 else o3, at, total, inside)
 
 
 def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[Tensor, ...]:
