@@ -222,3 +222,34 @@ def test_by_triton(settings):
         with fokker.use_backend("triton"):
             got = affine_step(x, m, c, **settings)
         close(got, reference(x, m, c, settings), torch.float32, (shape, layout.__name__))
+
+
+def differentiated(backend, x, m, c, settings, weights):
+    """Gradients in the state, the terms and the coefficients of a weighted sum of the results."""
+    at = [t.clone().requires_grad_() for t in (x, *m, c)]
+    with fokker.use_backend(backend):
+        found = affine_step(at[0], at[1:-1], at[-1], **settings)
+        found = found if isinstance(found, tuple) else (found,)
+        return torch.autograd.grad(sum((w * y).sum() for w, y in zip(weights, found, strict=False)), at)
+
+
+@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_gradients_by_triton(settings):
+    settings = {k: v for k, v in settings.items() if k != "dots"}
+    for shape, layout, kind in [((3, 7), plain, {}), ((2, 3, 5, 9), channels_last, {"shared": True})]:
+        x, m, c = inputs(shape, 2, torch.float32, settings, TRITON, layout, **kind)
+        weights = [torch.cos(x * (1 + k)) for k in range(3)]
+        got = differentiated("triton", x, m, c, settings, weights)
+        close(got, differentiated("reference", x, m, c, settings, weights), torch.float32, (shape, layout.__name__))
+
+
+@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_by_triton(dtype):
+    x, m, _ = inputs((3, 4, 200), 3, dtype, {}, TRITON, spaced)
+    for place in ({}, {"seed": 5, "step": 3, "stream": 2, "element_offset": 3, "sample_ids": 2**40}):
+        with fokker.use_backend("reference"):
+            want = gram([x, *m], **place)
+        with fokker.use_backend("triton"):
+            torch.testing.assert_close(gram([x, *m], **place), want, rtol=1e-6, atol=1e-4)

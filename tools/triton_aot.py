@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, kde, kde_pairs, random, sde, vmf
+from fokker.triton_kernels import bessel, kde, kde_pairs, random, sde, sde_vjp, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -142,6 +142,18 @@ def step_variants(dtype: torch.dtype) -> Iterator[Variant]:
     }
     for name, constants in forms.items():
         yield Variant(f"sde {name}", "random", sde.affine_kernel, dtype, pointers, constants, kinds)
+    kinds |= {"sums": "*fp64"}
+    vectors = tuple(f"a{k}" for k in range(9))
+    drawn = {k: noisy[k] for k in ("NOISY", "WIDE", "SEED", "STEP", "IDS")}
+    yield Variant("sde gram", "random", sde.gram_kernel, dtype, vectors, {**drawn, "K": 3}, kinds)
+    pointers += ("g1", "g2", "g3", *(f"d{k}" for k in range(9)))
+    forms = {
+        "vjp": {**plain, "K": 2, "C": 3, "SUMS": False, "WANTED": 7},
+        "vjp, coefficients": {**noisy, "K": 2, "C": 6, "CLIPPED": True, "CLIP": 1.0, "SUMS": True, "WANTED": 7},
+        "vjp, exponential": {**noisy, "K": 2, "C": 4, "EXPONENTIAL": True, "SUMS": True, "WANTED": 7},
+    }
+    for name, constants in forms.items():
+        yield Variant(f"sde {name}", "random", sde_vjp.vjp_kernel, dtype, pointers, constants, kinds)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:
@@ -200,6 +212,7 @@ def main() -> int:
             "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
             "FLOAT64": variant.dtype is torch.float32
             and not variant.table.startswith("kde")
+            and "sums" not in variant.kernel.arg_names  # which are float64
             and FLOAT64_INSTRUCTION.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }

@@ -1,8 +1,8 @@
-"""Affine and exponential steps of SDE samplers in Triton: the formulas of csrc/math/sde_update.h.
+"""Affine and exponential steps of SDE samplers, and inner products, in Triton: the formulas of csrc/math/sde_update.h.
 
 A lane makes one Philox block, and with it the four elements (float64: two) that it belongs to: neighbours, read and
-written at once. The state and the terms are read once, each result is written once. Operands that are not contiguous are copied first, the only kernel of the family that
-does; inner products are taken by torch from the operands and from noise made again.
+written at once. The state and the terms are read once, each result is written once. Operands that are not contiguous
+are copied first, the only kernels of the family that do.
 """
 
 from typing import Any
@@ -13,77 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import sde as reference
-from . import random
 from .configurations import configuration
-from .elementary import const, exp, mad
-from .random import NORMAL, numbers_of
+from .elementary import exp, mad
+from .sde_tiles import TERMS, Walk, clipped, coefficient, noise_of, row_of, terms_of, tile_of, total
 from .strided import launching, load, store
-
-TERMS = 8
-
-
-@triton.jit
-def coefficient(table, at, has_row, mask):
-    """A coefficient of each lane's sample; nan where the row does not exist."""
-    c = tl.load(table + at, mask=mask & has_row, other=0.0)
-    return tl.where(has_row, c, float("nan"))
-
-
-@triton.jit
-def row_of(row_at, row, steps, like, ROW: tl.constexpr):
-    """The row of the table, and for each lane whether there is one."""
-    if ROW:
-        row = tl.load(row_at)
-    rows = like * 0 + row
-    return row, (rows < steps) & (rows >= 0)
-
-
-@triton.jit
-def noise_of(
-    seed_at, step_at, ids, b, block, seed, counter1, first_id, mask, NOISY: tl.constexpr, WIDE: tl.constexpr,
-    SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr
-):  # fmt: skip
-    """The normal numbers of a block a lane, (lanes, 4) or, in float64, (lanes, 2)."""
-    if NOISY:
-        if SEED:
-            seed = tl.load(seed_at)
-        if STEP:
-            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
-        if IDS:
-            sample = tl.load(ids + b, mask=mask, other=0)
-        else:
-            sample = first_id + b
-        c1 = b * 0 + counter1
-        z0, z1, z2, z3 = numbers_of(
-            seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32),
-            (sample & 0xFFFFFFFF).to(tl.uint32), ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32), NORMAL, WIDE,
-        )  # fmt: skip
-        if WIDE:
-            return tl.join(z0, z1)
-        else:
-            z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
-            return tl.reshape(z, [z.shape[0], 4])
-    else:
-        return tl.zeros([b.shape[0], 2 if WIDE else 4], tl.float64 if WIDE else tl.float32)
-
-
-@triton.jit
-def clipped(raw, CLIP: tl.constexpr):
-    """clamp(raw, -CLIP, CLIP), which keeps a nan."""
-    bound = const(raw, CLIP)
-    raw = tl.where(raw < -bound, -bound, raw)
-    return tl.where(raw > bound, bound, raw)
-
-
-@triton.jit
-def terms_of(m1, m2, m3, m4, m5, m6, m7, m8, at, inside, like, K: tl.constexpr):
-    """The first K of eight operands, a tuple."""
-    found = ()
-    for k in tl.static_range(K):
-        m = m1 if k == 0 else m2 if k == 1 else m3 if k == 2 else m4 if k == 3 else m5 if k == 4 else m6 if k == 5 \
-            else m7 if k == 6 else m8  # fmt: skip
-        found = found + (load(m, at, inside, 0.0).to(like.dtype),)
-    return found
 
 
 @triton.jit
@@ -126,6 +59,27 @@ def affine_kernel(
         if EXPONENTIAL:
             total = u * exp(total)
         store(o1 if r == 0 else o2 if r == 1 else o3, at, total, inside)
+
+
+@triton.jit
+def gram_kernel(
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, sums, seed_at, step_at, ids, blocks, first_block, shift, n, tiles, seed,
+    counter1, first_id, K: tl.constexpr, NOISY: tl.constexpr, WIDE: tl.constexpr, SEED: tl.constexpr,
+    STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Inner products of a0, K vectors more and the noise, over one tile."""
+    b, block, mask, at, inside = tile_of(blocks, first_block, shift, n, tiles, WIDE, BLOCK)
+    z = noise_of(seed_at, step_at, ids, b, block, seed, counter1, first_id, mask, NOISY, WIDE, SEED, STEP, IDS)
+    v = (load(a0, at, inside, 0.0).to(z.dtype),) + terms_of(a1, a2, a3, a4, a5, a6, a7, a8, at, inside, z, K)
+    if NOISY:
+        v = v + (tl.where(inside, z, 0.0),)
+    J: tl.constexpr = 1 + K + NOISY
+    to = sums + tl.program_id(0).to(tl.int64) * (J * J)
+    for j in tl.static_range(J):
+        for k in tl.static_range(j, J):
+            product = total(v[j], v[k])
+            tl.store(to + (j * J + k), product)
+            tl.store(to + (k * J + j), product)
 
 
 def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[Tensor, ...]:
@@ -178,18 +132,31 @@ def affine_step(results: int, dots: bool, *args: Any, out: Any = None) -> tuple[
 
 
 def _products(dense: list[Tensor], table: Tensor, y: Tensor, results: int, args: Any) -> Tensor:
-    """Inner products of a step's vectors, by torch."""
-    row_tensor, seed, step, ids, row, noisy, seed_value, step_value, stream, first, offset = args[10:21]
+    """Inner products of a step's vectors: one more pass, over the difference that the step made."""
+    row_tensor, seed, step, ids, row, noisy, *place = args[10:21]
     clip = args[22]
-    wide = reference.arithmetic(dense[0].dtype)
-    u, *used = (t.to(wide) for t in dense)
+    u, *used = dense
     if clip is not None:
         stepped = row_tensor if row_tensor is not None else row if row >= 0 else None
         rows = reference.coefficient_rows(table, stepped, results)[:, 0]
         p, q = (c.reshape(-1, *(1,) * (u.dim() - 1)) for c in (rows[:, -2], rows[:, -1]))
         used[0] = (p * u + q * used[0]).clamp(-clip, clip)
-    z = []
-    if noisy:
-        like = torch.empty(0, dtype=wide, device=u.device)
-        z = [random.fill(like, seed, step, ids, NORMAL.value, u.shape, seed_value, step_value, stream, first, offset)]
-    return reference.inner_products([y.to(wide) - u, *used, *z])
+    return gram([y - u, *used], noisy, seed, step, ids, *place)
+
+
+def gram(vectors: list[Tensor], noisy: bool, *place: Any) -> Tensor:
+    """(B, J, J) in float64; place: seed, step and ids as tensors, then seed, step, stream, first id and offset."""
+    x = vectors[0]
+    j = len(vectors) + noisy
+    if not x.numel():
+        return torch.zeros(x.shape[0], j, j, dtype=torch.float64, device=x.device)
+    wide = reference.arithmetic(x.dtype)
+    dense = [v.contiguous() for v in vectors]
+    walk = Walk(dense[0], wide is torch.float64, noisy, place)
+    found = walk.sums(j * j)
+    with launching(x):
+        gram_kernel[walk.grid](
+            *dense, *[dense[0]] * (1 + TERMS - len(dense)), found, *walk.pointers, *walk.sizes, *walk.counters,
+            K=len(dense) - 1, BLOCK=walk.chosen.block, **walk.flags, **walk.chosen.options,
+        )  # fmt: skip
+    return found.sum(1).reshape(-1, j, j)

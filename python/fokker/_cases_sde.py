@@ -106,7 +106,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
             gradients=(0, 1),
             same_dtype=True,
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
             flops=96 * 70.0,
         )
     )

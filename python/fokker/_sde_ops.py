@@ -230,6 +230,12 @@ def _vjp_kernel(module: Any) -> Kernel:
     return run
 
 
+def _vjp_triton(*args: Any) -> tuple[Tensor, ...]:
+    from .triton_kernels import sde_vjp
+
+    return sde_vjp.affine_vjp(args, _vjp_fake(*args))
+
+
 #: gradients in x and each term (empty where bit k of ``wanted`` is not set), and (B, R, C) in the coefficients
 affine_vjp = Op(
     f"sde_affine_vjp(Tensor x, Tensor coefficients, {_SLOTS}, Tensor? row_tensor, {_COUNTERS}, Tensor grad1, "
@@ -237,7 +243,7 @@ affine_vjp = Op(
     tensors=_GRADS,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels=native_kernels(_vjp_kernel),
+    kernels={**native_kernels(_vjp_kernel), "triton": _vjp_triton},
 )
 
 #: (results, with inner products) -> the op of such a step
@@ -274,6 +280,13 @@ def _gram_kernel(module: Any) -> Kernel:
     return run
 
 
+def _gram_triton(*args: Any) -> Tensor:
+    from .triton_kernels import sde
+
+    seed, step, ids, noisy, *place = args[1 + TERMS :]
+    return sde.gram(given(args[: 1 + TERMS]), noisy, seed, step, ids, *place)
+
+
 def _gram_backward(needs: Any, saved: Any, extra: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     # d/dv_i = sum_j (D + D^T)_ij v_j: affine steps of the first vector and the others, three results a pass
     vectors = given(saved[: 1 + TERMS])
@@ -299,7 +312,7 @@ gram = Op(
     tensors=1 + TERMS + 3,
     reference=_gram_reference,
     fake=_gram_fake,
-    kernels=native_kernels(_gram_kernel),
+    kernels={**native_kernels(_gram_kernel), "triton": _gram_triton},
     backward=_gram_backward,
     partial_grads=True,
 )
