@@ -6,14 +6,14 @@ table (C,) that is added inside; weight and bias (C,).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._elementwise import reduce_to
-from ._op import Kernel, Op
+from ._op import Kernel, Op, native_kernels
 from .reference import denoiser_norms as reference
 
 SLOTS = ("x", "branch", "gate", "gate_table", "shift", "shift_table", "scale", "scale_table", "weight", "bias")
@@ -25,6 +25,10 @@ _COUNT = len(SLOTS)
 
 def _pair(main: Tensor | None, table: Tensor | None) -> reference.Modulation:
     return main if table is None else (table, main)
+
+
+def _made(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
+    return {"cpu": native_kernels(make)["cpu"]}
 
 
 def _contiguous(t: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ class Forward:
             tensors=_COUNT,
             reference=_reference,
             fake=self._fake,
-            kernels={},
+            kernels=_made(self._kernel),
             backward=self._backward,
             partial_grads=True,
         )
@@ -88,8 +92,17 @@ class Forward:
         wanted = sum(1 << k for k, need in enumerate(needs) if need)
         if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
             return tuple(_reduced(saved, grad_sum, grad, *extra, wanted))
+        given: dict[int, Tensor] = {}  # gradients that are there already
+        x, shift = saved[0], saved[4]
+        if needs[0] and grad is None and grad_sum is not None:
+            given[0] = grad_sum.to(x.dtype)
+        if needs[4] and grad is not None and shift.shape == x.shape:
+            given[4] = grad.to(shift.dtype)
+        wanted &= ~sum(1 << k for k in given)
+        if not wanted:
+            return tuple(given.get(k) for k in range(_COUNT))
         found = norm_vjp(*saved, grad_sum, grad, *extra, wanted)
-        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        return tuple(given.get(k, t) if need else None for k, (t, need) in enumerate(zip(found, needs, strict=True)))
 
 
 # ---- its vector-Jacobian product -------------------------------------------------------------------------------------
@@ -126,6 +139,87 @@ def _vjp_fake(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _per_token(m: Tensor | None) -> bool:
+    return m is not None and m.shape[1] > 1
+
+
+def _vjp_kernel(module: Any) -> Kernel:
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias = args[:_COUNT]
+        grad_sum, grad, eps, norm, wanted = args[_COUNT:]
+        wide = reference.arithmetic(x.dtype)
+        batch, _, columns = x.shape
+        found = list(_vjp_fake(*args))
+        want = [t is not None and bool(wanted >> k & 1) for k, t in enumerate(args[:_COUNT])]
+        normed = norm != 0 and grad is not None
+        by_token = {"gate": _per_token(gate), "scale": _per_token(scale), "shift": _per_token(shift)}
+
+        def sums(needed: bool) -> Tensor | None:
+            if not needed:
+                return None
+            return (x.new_empty if x.numel() else x.new_zeros)((batch, columns), dtype=wide)
+
+        def rows(needed: bool) -> Tensor | None:
+            return x.new_empty(x.shape, dtype=wide) if needed else None
+
+        # the sums of p and p norm(x), p = grad, give the gradients in shift, scale, weight and bias; where the scale
+        # changes by token, p = grad (1 + scale) gives those in weight and bias, and the scale's is a tensor of its own
+        affine, scaled = want[8] or want[9], want[6] or want[7]
+        shifted = (want[4] and not by_token["shift"]) or want[5]
+        weighted = by_token["scale"] and affine
+        pair = normed and (affine or (scaled and not by_token["scale"]) or (shifted and not weighted))
+        to_scale = rows(normed and scaled and by_token["scale"])
+        gated = want[2] or want[3]
+        to_gate = rows(gated and by_token["gate"])
+        sum_p, sum_pn, sum_gate = sums(pair), sums(pair), sums(gated and not by_token["gate"])
+        partial = None
+        if module.norm_token_block and (count := 2 * pair + (sum_gate is not None)):
+            blocks = -(-x.shape[1] // module.norm_token_block)
+            partial = x.new_empty(batch * blocks * count * columns, dtype=wide)
+        module.norm_modulate_vjp(
+            x, branch, gate, gate_table, scale, scale_table, weight, bias, grad_sum, grad if normed else None, eps, norm,
+            weighted, found[0] if want[0] else None, found[1] if want[1] else None, to_gate, to_scale,
+            sum_p, sum_pn, sum_gate, partial,
+        )  # fmt: skip
+
+        def put(k: int, value: Tensor | None) -> None:
+            if want[k]:
+                t = args[k]
+                found[k] = torch.zeros_like(t) if value is None else _copy(reduce_to(value, t), t, value)
+
+        tokens = grad.to(wide) if normed and shifted and weighted else None
+        to_shift = sum_p[:, None] if sum_p is not None and not weighted else tokens
+        if want[4] and by_token["shift"]:
+            put(4, grad if normed else None)
+        else:
+            put(4, to_shift)
+        put(5, to_shift)
+        if to_scale is None and sum_pn is not None and not by_token["scale"]:
+            to_scale = sum_pn if weight is None else sum_pn * weight
+            to_scale = (to_scale if bias is None else torch.addcmul(to_scale, sum_p, bias.to(wide)))[:, None]
+        put(6, to_scale)
+        put(7, to_scale)
+        if affine and sum_p is not None:
+            scale_now = None if weighted else reference.total(_pair(scale, scale_table), sum_p[:, None])
+            for k, s in ((8, sum_pn), (9, sum_p)):
+                put(k, s[:, None] if scale_now is None else s[:, None] * (1 + scale_now))
+        else:
+            put(8, None)
+            put(9, None)
+        to_gate = to_gate if sum_gate is None else sum_gate[:, None]
+        put(2, to_gate)
+        put(3, to_gate)
+        return tuple(found)
+
+    return run
+
+
+def _copy(value: Tensor, like: Tensor, source: Tensor) -> Tensor:
+    """The value in the dtype of ``like``, in memory of its own where it would be the source's."""
+    value = value.to(like.dtype)
+    return value.clone(memory_format=torch.contiguous_format) if value is source else value.contiguous()
+
+
 #: gradients in the ten slots, empty where bit k of ``wanted`` is not set
 norm_vjp = Op(
     f"denoiser_norm_vjp({_SCHEMA}, Tensor? grad_sum, Tensor? grad, float eps, int norm, int wanted) -> "
@@ -133,7 +227,7 @@ norm_vjp = Op(
     tensors=_COUNT + 2,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels={},
+    kernels=_made(_vjp_kernel),
 )
 
 norm_modulate = Forward("denoiser_norm", gated=False, normed=True).op
