@@ -145,12 +145,15 @@ def _per_token(m: Tensor | None) -> bool:
 
 def _vjp_kernel(module: Any) -> Kernel:
     def run(*args: Any) -> tuple[Tensor, ...]:
-        x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias = args[:_COUNT]
+        x, branch, gate, gate_table, shift, _, scale, scale_table, weight, bias = args[:_COUNT]
         grad_sum, grad, eps, norm, wanted = args[_COUNT:]
         wide = reference.arithmetic(x.dtype)
         batch, _, columns = x.shape
-        found = list(_vjp_fake(*args))
         want = [t is not None and bool(wanted >> k & 1) for k, t in enumerate(args[:_COUNT])]
+        found = [x.new_empty(0) for _ in range(_COUNT)]
+        for k in (0, 1):
+            if want[k]:
+                found[k] = args[k].new_empty(x.shape)
         normed = norm != 0 and grad is not None
         by_token = {"gate": _per_token(gate), "scale": _per_token(scale), "shift": _per_token(shift)}
 
@@ -159,8 +162,11 @@ def _vjp_kernel(module: Any) -> Kernel:
                 return None
             return (x.new_empty if x.numel() else x.new_zeros)((batch, columns), dtype=wide)
 
-        def rows(needed: bool) -> Tensor | None:
-            return x.new_empty(x.shape, dtype=wide) if needed else None
+        def rows(needed: bool, main: int) -> Tensor | None:
+            if not needed:
+                return None
+            whole = not want[main + 1] and args[main].shape == x.shape  # nothing left to add up
+            return x.new_empty(x.shape, dtype=args[main].dtype if whole else wide)
 
         # the sums of p and p norm(x), p = grad, give the gradients in shift, scale, weight and bias; where the scale
         # changes by token, p = grad (1 + scale) gives those in weight and bias, and the scale's is a tensor of its own
@@ -168,24 +174,25 @@ def _vjp_kernel(module: Any) -> Kernel:
         shifted = (want[4] and not by_token["shift"]) or want[5]
         weighted = by_token["scale"] and affine
         pair = normed and (affine or (scaled and not by_token["scale"]) or (shifted and not weighted))
-        to_scale = rows(normed and scaled and by_token["scale"])
+        to_scale = rows(normed and scaled and by_token["scale"], 6)
         gated = want[2] or want[3]
-        to_gate = rows(gated and by_token["gate"])
+        to_gate = rows(gated and by_token["gate"], 2)
         sum_p, sum_pn, sum_gate = sums(pair), sums(pair), sums(gated and not by_token["gate"])
         partial = None
         if module.norm_token_block and (count := 2 * pair + (sum_gate is not None)):
             blocks = -(-x.shape[1] // module.norm_token_block)
             partial = x.new_empty(batch * blocks * count * columns, dtype=wide)
         module.norm_modulate_vjp(
-            x, branch, gate, gate_table, scale, scale_table, weight, bias, grad_sum, grad if normed else None, eps, norm,
-            weighted, found[0] if want[0] else None, found[1] if want[1] else None, to_gate, to_scale,
+            x, branch, gate, gate_table, scale, scale_table, weight, bias, grad_sum, grad if normed else None, eps,
+            norm, weighted, found[0] if want[0] else None, found[1] if want[1] else None, to_gate, to_scale,
             sum_p, sum_pn, sum_gate, partial,
         )  # fmt: skip
 
         def put(k: int, value: Tensor | None) -> None:
             if want[k]:
                 t = args[k]
-                found[k] = torch.zeros_like(t) if value is None else _copy(reduce_to(value, t), t, value)
+                g = torch.zeros_like(t) if value is None else reduce_to(value, t).to(t.dtype)
+                found[k] = (g.clone() if g is grad else g).contiguous()
 
         tokens = grad.to(wide) if normed and shifted and weighted else None
         to_shift = sum_p[:, None] if sum_p is not None and not weighted else tokens
@@ -195,7 +202,7 @@ def _vjp_kernel(module: Any) -> Kernel:
             put(4, to_shift)
         put(5, to_shift)
         if to_scale is None and sum_pn is not None and not by_token["scale"]:
-            to_scale = sum_pn if weight is None else sum_pn * weight
+            to_scale = sum_pn if weight is None else sum_pn * weight.to(wide)
             to_scale = (to_scale if bias is None else torch.addcmul(to_scale, sum_p, bias.to(wide)))[:, None]
         put(6, to_scale)
         put(7, to_scale)
@@ -212,12 +219,6 @@ def _vjp_kernel(module: Any) -> Kernel:
         return tuple(found)
 
     return run
-
-
-def _copy(value: Tensor, like: Tensor, source: Tensor) -> Tensor:
-    """The value in the dtype of ``like``, in memory of its own where it would be the source's."""
-    value = value.to(like.dtype)
-    return value.clone(memory_format=torch.contiguous_format) if value is source else value.contiguous()
 
 
 #: gradients in the ten slots, empty where bit k of ``wanted`` is not set
