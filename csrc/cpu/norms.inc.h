@@ -22,7 +22,8 @@ template <typename T> void forward(const NormPlan& p, std::int64_t begin, std::i
       x = sum;
     }
     if (p.norm == Norm::none) continue;
-    const Statistics<T> s = statistics(p.norm, x, n, p.eps);
+    const T* const ahead = r + 1 < end && rows.direct(p.x) ? static_cast<const T*>(p.x.data) + p.x.at((r + 1) / p.tokens, (r + 1) % p.tokens) : nullptr;
+    const Statistics<T> s = statistics(p.norm, x, n, p.eps, ahead);
     T* const y = rows.place(p.out, b, t, rows.buffer(2));
     const T *const factor = rows.factor, *const addend = rows.addend;
 #pragma omp simd

@@ -20,7 +20,7 @@ template <typename T> struct Statistics {
 
 // Sums of x (first) and x^2 (second) of x - shift, in lanes that a row's length alone decides.
 template <bool kFirst, bool kSecond, typename T>
-inline std::pair<double, double> moments(const T* x, T shift, std::int64_t n) {
+inline std::pair<double, double> moments(const T* x, T shift, std::int64_t n, const T* ahead = nullptr) {
   constexpr int lanes = kLanesOf<T>, ways = 4;
   const Vec<T> by = all(shift);
   Vec<T> first[ways] = {}, second[ways] = {};
@@ -28,6 +28,7 @@ inline std::pair<double, double> moments(const T* x, T shift, std::int64_t n) {
   for (; i + ways * lanes <= n; i += ways * lanes)
 #pragma GCC unroll 4
     for (int k = 0; k < ways; ++k) {
+      if (kSecond && ahead) __builtin_prefetch(ahead + i + k * lanes);
       const Vec<T> d = load(x + i + k * lanes) - by;
       if constexpr (kFirst) first[k] += d;
       if constexpr (kSecond) second[k] = fma(d, d, second[k]);
@@ -47,14 +48,14 @@ inline std::pair<double, double> moments(const T* x, T shift, std::int64_t n) {
   return {a, b};
 }
 
-template <typename T> inline Statistics<T> statistics(Norm norm, const T* x, std::int64_t n, double eps) {
+template <typename T> inline Statistics<T> statistics(Norm norm, const T* x, std::int64_t n, double eps, const T* ahead = nullptr) {
   const double count = static_cast<double>(n);
   if (norm == Norm::rms) {
-    const double square = moments<false, true>(x, T(0), n).second / count;
+    const double square = moments<false, true>(x, T(0), n, ahead).second / count;
     return {T(0), static_cast<T>(1 / std::sqrt(square + eps)), T(0)};
   }
   const T mean = static_cast<T>(moments<true, false>(x, T(0), n).first / count);
-  const auto [first, second] = moments<true, true>(x, mean, n);
+  const auto [first, second] = moments<true, true>(x, mean, n, ahead);
   const double rest = first / count, variance = second / count - rest * rest;
   const double rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
   return {mean, static_cast<T>(rstd), static_cast<T>(-rest * rstd)};
