@@ -1,0 +1,305 @@
+"""Replacements of norms and of activations: torch's, timm's and diffusers'."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._patch_rules import class_name, is_layer_norm, plain, quiet, ready, ready_gate, rule
+from .denoiser import geglu, gelu_tanh, group_norm_silu, layer_norm_modulate, rms_norm_modulate, silu_gate, swiglu
+
+DIFFUSERS = "diffusers.models.normalization."
+
+
+def _one_dimension(module: Any) -> str | None:
+    shape = module.normalized_shape
+    return None if len(shape) == 1 else f"normalises over {len(shape)} dimensions"
+
+
+# ---- plain norms ----------------------------------------------------------------------------------------------------
+@rule(
+    "torch.nn.modules.normalization.LayerNorm",
+    "timm.layers.norm.LayerNorm",
+    "timm.layers.norm.LayerNormFp32",
+    DIFFUSERS + "FP32LayerNorm",
+    what="layer norm",
+    refuse=_one_dimension,
+)
+def layer_norm(self: Any, x: Tensor) -> Tensor:
+    if not ready(x, self.weight, self.bias) or x.dim() < 2:
+        return plain(self, x)
+    return layer_norm_modulate(x, None, None, self.weight, self.bias, self.eps)
+
+
+@rule(
+    "torch.nn.modules.normalization.RMSNorm",
+    "timm.layers.norm.RmsNorm",
+    what="RMS norm",
+    refuse=_one_dimension,
+)
+def rms_norm(self: Any, x: Tensor) -> Tensor:
+    if not ready(x, self.weight) or x.dim() < 2:
+        return plain(self, x)
+    eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+    return rms_norm_modulate(x, None, None, self.weight, eps)
+
+
+def _diffusers_rms(module: Any) -> str | None:
+    if module.bias is not None:
+        return "an RMS norm with a bias"
+    return None if len(module.dim) == 1 else f"normalises over {len(module.dim)} dimensions"
+
+
+@rule(DIFFUSERS + "RMSNorm", what="RMS norm", refuse=_diffusers_rms)
+def diffusers_rms_norm(self: Any, x: Tensor) -> Tensor:
+    if not ready(x, self.weight) or x.dim() < 2 or (self.weight is not None and self.weight.dtype is not x.dtype):
+        return plain(self, x)
+    return rms_norm_modulate(x, None, None, self.weight, self.eps)
+
+
+@rule(
+    "torch.nn.modules.normalization.GroupNorm",
+    "timm.layers.norm.GroupNorm",
+    "timm.layers.norm.GroupNorm1",
+    what="group norm",
+)
+def group_norm(self: Any, x: Tensor) -> Tensor:
+    return _group_norm(self, x, None) if _groups_ready(self, x) else plain(self, x)
+
+
+def _groups_ready(norm: Any, x: Any) -> bool:
+    return ready(x, norm.weight, norm.bias) and x.dim() >= 2 and x.numel() > 0
+
+
+def _group_norm(norm: Any, x: Tensor, activation: str | None) -> Tensor:
+    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, activation=activation)
+
+
+def _silu_after(module: Any) -> str | None:
+    return None if type(module.act) is nn.SiLU else f"its activation is {type(module.act).__name__}, not SiLU"
+
+
+@rule("timm.layers.norm_act.GroupNormAct", what="group norm and SiLU", refuse=_silu_after)
+def group_norm_act(self: Any, x: Tensor) -> Tensor:
+    if not _groups_ready(self, x) or not quiet(self.act, self.drop) or type(self.drop) is not nn.Identity:
+        return plain(self, x)
+    return _group_norm(self, x, "silu")
+
+
+def is_group_norm(module: Any) -> bool:
+    return isinstance(module, nn.Module) and class_name(module) == "torch.nn.modules.normalization.GroupNorm"
+
+
+def group_norm_then_silu(
+    norm: Any, act: Any, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """silu(GN(x) (1 + scale) + shift) in one pass, where that is the same; shift and scale (B, C)."""
+    if _groups_ready(norm, x) and ready(x, shift, scale) and quiet(norm, act):
+        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, scale, shift, eps=norm.eps)
+    y = norm(x)
+    if scale is not None and shift is not None:
+        end = (..., *(None,) * (x.dim() - 2))
+        y = y * (1 + scale[end]) + shift[end]
+    return act(y)
+
+
+def _has_pair(module: Any) -> str | None:
+    layers = list(module)
+    return None if any(is_group_norm(a) and type(b) is nn.SiLU for a, b in pairwise(layers)) else ""
+
+
+@rule("torch.nn.modules.container.Sequential", what="group norm and SiLU", refuse=_has_pair)
+def sequential(self: Any, x: Any) -> Any:
+    layers = list(self)
+    while layers:
+        layer = layers.pop(0)
+        if layers and is_group_norm(layer) and type(layers[0]) is nn.SiLU:
+            x = group_norm_then_silu(layer, layers.pop(0), x)
+        else:
+            x = layer(x)
+    return x
+
+
+# ---- adaptive norms -------------------------------------------------------------------------------------------------
+def _layer_norm_inside(module: Any) -> str | None:
+    return None if is_layer_norm(module.norm) else f"its norm is a {type(module.norm).__name__}"
+
+
+def modulated(norm: Any, x: Tensor, shift: Any, scale: Any) -> Tensor:
+    """norm(x) (1 + scale) + shift with a layer norm's own parameters; shift and scale as the op takes them."""
+    return layer_norm_modulate(x, shift, scale, norm.weight, norm.bias, norm.eps)
+
+
+def norm_ready(norm: Any, x: Any, *others: Tensor | None) -> bool:
+    return ready(x, norm.weight, norm.bias, *others) and x.dim() == 3 and quiet(norm)
+
+
+@rule(DIFFUSERS + "AdaLayerNorm", what="layer norm and modulation", refuse=_layer_norm_inside)
+def ada_layer_norm(self: Any, x: Tensor, timestep: Tensor | None = None, temb: Tensor | None = None) -> Tensor:
+    m = self.linear(self.silu(temb if self.emb is None else self.emb(timestep)))
+    batched = self.chunk_dim == 1  # shift, scale of each sample; else scale, shift of all
+    shift, scale = m.chunk(2, dim=1) if batched else reversed(m.chunk(2, dim=0))
+    if norm_ready(self.norm, x, m) and m.dim() == 1 + batched:
+        return modulated(self.norm, x, shift, scale)
+    if batched:
+        shift, scale = shift[:, None, :], scale[:, None, :]
+    return self.norm(x) * (1 + scale) + shift
+
+
+@rule(DIFFUSERS + "AdaLayerNormZero", what="layer norm and modulation", refuse=_layer_norm_inside)
+def ada_layer_norm_zero(
+    self: Any, x: Tensor, timestep: Any = None, class_labels: Any = None, hidden_dtype: Any = None, emb: Any = None
+) -> Any:
+    given = emb if self.emb is None else self.emb(timestep, class_labels, hidden_dtype=hidden_dtype)
+    shift, scale, *rest = self.linear(self.silu(given)).chunk(6, dim=1)
+    if norm_ready(self.norm, x, shift):
+        return (modulated(self.norm, x, shift, scale), *rest)
+    return (self.norm(x) * (1 + scale[:, None]) + shift[:, None], *rest)
+
+
+@rule(DIFFUSERS + "AdaLayerNormZeroSingle", what="layer norm and modulation", refuse=_layer_norm_inside)
+def ada_layer_norm_zero_single(self: Any, x: Tensor, emb: Any = None) -> Any:
+    shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
+    if norm_ready(self.norm, x, shift):
+        return modulated(self.norm, x, shift, scale), gate
+    return self.norm(x) * (1 + scale[:, None]) + shift[:, None], gate
+
+
+@rule(DIFFUSERS + "SD35AdaLayerNormZeroX", what="layer norm and two modulations", refuse=_layer_norm_inside)
+def sd35_ada_layer_norm_zero(self: Any, hidden_states: Tensor, emb: Any = None) -> Any:
+    m = self.linear(self.silu(emb))
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, shift2, scale2, gate2 = m.chunk(9, dim=1)
+    if norm_ready(self.norm, hidden_states, m):
+        y, y2 = (modulated(self.norm, hidden_states, b, a) for b, a in ((shift, scale), (shift2, scale2)))
+    else:
+        n = self.norm(hidden_states)
+        y, y2 = (n * (1 + a[:, None]) + b[:, None] for b, a in ((shift, scale), (shift2, scale2)))
+    return y, gate, shift_mlp, scale_mlp, gate_mlp, y2, gate2
+
+
+def _continuous(module: Any) -> str | None:
+    norm = module.norm
+    if class_name(norm) == DIFFUSERS + "RMSNorm":
+        return _diffusers_rms(norm)
+    return _layer_norm_inside(module)
+
+
+@rule(DIFFUSERS + "AdaLayerNormContinuous", what="norm and modulation", refuse=_continuous)
+def ada_layer_norm_continuous(self: Any, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
+    scale, shift = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
+    norm = self.norm
+    if not ready(x, norm.weight, norm.bias, scale) or x.dim() != 3 or not quiet(norm):
+        return norm(x) * (1 + scale)[:, None, :] + shift[:, None, :]
+    if is_layer_norm(norm):
+        return modulated(norm, x, shift, scale)
+    return rms_norm_modulate(x, shift, scale, norm.weight, norm.eps)
+
+
+def _rms_inside(module: Any) -> str | None:
+    if class_name(module.norm) != DIFFUSERS + "RMSNorm":
+        return f"its norm is a {type(module.norm).__name__}"
+    return _diffusers_rms(module.norm)
+
+
+@rule(DIFFUSERS + "LuminaRMSNormZero", what="RMS norm and modulation", refuse=_rms_inside)
+def lumina_rms_norm_zero(self: Any, x: Tensor, emb: Any = None) -> Any:
+    scale, *rest = self.linear(self.silu(emb)).chunk(4, dim=1)
+    if ready(x, self.norm.weight, scale) and x.dim() == 3 and quiet(self.norm):
+        return (rms_norm_modulate(x, None, scale, self.norm.weight, self.norm.eps), *rest)
+    return (self.norm(x) * (1 + scale[:, None]), *rest)
+
+
+@rule(
+    "diffusers.models.transformers.sana_transformer.SanaModulatedNorm",
+    what="layer norm and modulation by table and time",
+    refuse=_layer_norm_inside,
+)
+def sana_modulated_norm(self: Any, hidden_states: Tensor, temb: Tensor, scale_shift_table: Tensor) -> Tensor:
+    if not norm_ready(self.norm, hidden_states, temb, scale_shift_table) or temb.dim() != 2:
+        return plain(self, hidden_states, temb, scale_shift_table)
+    shift, scale = ((row, temb) for row in scale_shift_table.unbind(0))
+    return modulated(self.norm, hidden_states, shift, scale)
+
+
+@rule(DIFFUSERS + "AdaGroupNorm", what="group norm and modulation")
+def ada_group_norm(self: Any, x: Tensor, emb: Tensor) -> Tensor:
+    m = self.linear(self.act(emb) if self.act else emb)
+    scale, shift = m.chunk(2, dim=1)
+    if not ready(x, m) or x.numel() == 0:
+        return plain(self, x, emb)
+    return group_norm_silu(x, self.num_groups, None, None, scale, shift, eps=self.eps, activation=None)
+
+
+# ---- activations ----------------------------------------------------------------------------------------------------
+@rule("diffusers.models.activations.GEGLU", what="GELU gate of packed halves")
+def diffusers_geglu(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if args or kwargs:
+        return plain(self, hidden_states, *args, **kwargs)
+    h = self.proj(hidden_states)
+    if ready_gate(h):
+        return geglu(h, approximate="none")
+    value, gate = h.chunk(2, dim=-1)
+    return value * self.gelu(gate)
+
+
+@rule("diffusers.models.activations.SwiGLU", what="SiLU gate of packed halves")
+def diffusers_swiglu(self: Any, hidden_states: Tensor) -> Tensor:
+    h = self.proj(hidden_states)
+    if ready_gate(h) and quiet(self.activation):
+        return swiglu(h, gate_first=False)
+    value, gate = h.chunk(2, dim=-1)
+    return value * self.activation(gate)
+
+
+def bias_apart(layer: Any) -> bool:
+    """Whether a projection's bias may be added in the pass after it."""
+    return type(layer) is nn.Linear and quiet(layer)
+
+
+@rule("diffusers.models.activations.GELU", what="bias and GELU")
+def diffusers_gelu(self: Any, hidden_states: Tensor) -> Tensor:
+    if not ready_gate(hidden_states):
+        return plain(self, hidden_states)
+    if bias_apart(self.proj):
+        h, bias = nn.functional.linear(hidden_states, self.proj.weight), self.proj.bias
+    else:
+        h, bias = self.proj(hidden_states), None
+    return gelu_tanh(h, bias, approximate=self.approximate)
+
+
+def _gated_conv(module: Any) -> str | None:
+    return None if type(module.nonlinearity) is nn.SiLU else f"its activation is {type(module.nonlinearity).__name__}"
+
+
+@rule(
+    "diffusers.models.transformers.sana_transformer.GLUMBConv", what="SiLU gate of channel halves", refuse=_gated_conv
+)
+def glu_mb_conv(self: Any, hidden_states: Tensor) -> Tensor:
+    h = self.conv_depth(self.nonlinearity(self.conv_inverted(hidden_states)))
+    if ready_gate(h):
+        h = silu_gate(h, dim=1)
+    else:
+        value, gate = h.chunk(2, dim=1)
+        h = value * self.nonlinearity(gate)
+    h = self.conv_point(h)
+    if self.norm_type == "rms_norm":
+        h = self.norm(h.movedim(1, -1)).movedim(-1, 1)
+    return h + hidden_states if self.residual_connection else h
+
+
+def _silu_gate(module: Any) -> str | None:
+    return None if type(module.act) is nn.SiLU else f"its activation is {type(module.act).__name__}, not SiLU"
+
+
+@rule("timm.layers.mlp.GluMlp", what="SiLU gate of packed halves", refuse=_silu_gate)
+def timm_glu(self: Any, x: Tensor) -> Tensor:
+    h = self.fc1(x)
+    if not ready_gate(h) or not quiet(self.act):
+        first, second = h.chunk(2, dim=self.chunk_dim)
+        h = first * self.act(second) if self.gate_last else self.act(first) * second
+    else:
+        h = swiglu(h, gate_first=not self.gate_last, dim=self.chunk_dim)
+    return self.drop2(self.fc2(self.norm(self.drop1(h))))

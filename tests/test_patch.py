@@ -1,0 +1,248 @@
+"""`fokker.patch` on torch's, timm's and the twins' modules: what it changes, what it leaves, and that it comes out."""
+
+import copy
+
+import denoiser_twins as twins
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fokker import patch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def filled(model):
+    for p in model.parameters():
+        p.data = torch.randn(p.shape) * (0.5 / max(1, p[0].numel()) ** 0.5 if p.dim() > 1 else 0.3)
+    return model.eval()
+
+
+class Small(nn.Module):
+    """One of each of torch's norms, and a pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rms = nn.LayerNorm(12), nn.RMSNorm(12, elementwise_affine=False)
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 4, 1))
+        self.group, self.both = nn.GroupNorm(2, 4), nn.LayerNorm((2, 6))
+
+    def forward(self, x):
+        y = self.group(self.convs(x)).flatten(2)
+        y = y[..., : y.shape[-1] // 12 * 12].unflatten(-1, (-1, 12))
+        return self.both((self.layer(y) + self.rms(y)).unflatten(-1, (2, 6)))
+
+
+def blocks():
+    """Models of plain forms, and their inputs."""
+    dim = 16
+    dit = twins.DiT(4, 2, 3, dim, 2, 2, 5)
+    yield dit, (torch.randn(2, 3, 4, 4), torch.rand(2), torch.tensor([0, 4])), 3
+    fit = twins.DiTBlock(dim, 2)
+    yield fit, (torch.randn(2, 5, dim), torch.randn(2, dim)), 1
+    for kind in ("adm", "ddpm++"):
+        unet = twins.UNet(8, kind, 16, (1, 2), 1, (4,), 4, 9)
+        labels = torch.eye(4)[[1, 3]]
+        count = sum(isinstance(m, twins.UNetBlock) for m in unet.modules())
+        yield unet, (torch.randn(2, 3, 8, 8), torch.randn(2), labels, torch.randn(2, 9)), count
+
+
+def test_norms_and_pairs():
+    model = filled(Small())
+    report = patch.apply(model)
+    assert set(report.replaced) == {"layer", "rms", "convs", "convs.1", "group"} and report
+    assert report.kept == {"both": "normalises over 2 dimensions"}
+    assert "5 of 10 modules replaced" in str(report) and "kept 1 LayerNorm: normalises over 2 dimensions" in str(report)
+    found = patch.verify(model, torch.randn(2, 3, 9, 9), gradients=True, show=False)
+    assert found.worst < 1e-6 and max(found.gradients.values()) < 1e-6
+    assert found.inside == ["convs.1"]
+    assert set(found.largest) == {"", "layer", "rms", "convs", "group"}
+
+
+def test_state_types_and_parameters_stay_and_it_comes_out():
+    model = filled(Small())
+    x = torch.randn(2, 3, 9, 9)
+    want, state, types = model(x), model.state_dict(), [type(m) for m in model.modules()]
+    parameters = dict(model.named_parameters())
+    patch.apply(model)
+    assert patch.apply(model).replaced  # again: the same
+    assert list(model.state_dict()) == list(state) and [type(m) for m in model.modules()] == types
+    assert all(p is parameters[n] for n, p in model.named_parameters())
+    assert not torch.equal(model(x), want)  # another order of sums
+    twin = copy.deepcopy(model)
+    twin.layer.weight.data.zero_()
+    assert model.layer.weight.any() and twin.layer.forward.__self__ is twin.layer
+    assert patch.remove(twin) == patch.remove(model) == 5 and patch.remove(model) == 0
+    assert torch.equal(model(x), want) and not any("forward" in m.__dict__ for m in model.modules())
+
+
+def test_applied_is_undone_by_an_error_too():
+    model = filled(Small())
+    with pytest.raises(KeyError), patch.applied(model) as report:
+        assert len(report.replaced) == 5 and "forward" in model.layer.__dict__
+        raise KeyError
+    assert not any("forward" in m.__dict__ for m in model.modules())
+    patch.apply(model)
+    with patch.applied(model):
+        pass
+    assert "forward" in model.layer.__dict__  # it was before
+    patch.remove(model)
+    patch.apply(model.convs)
+    patch.verify(model, torch.randn(2, 3, 9, 9), show=False)
+    assert "forward" in model.convs.__dict__ and "forward" not in model.layer.__dict__
+
+
+def test_unknown_model_is_left_alone(capsys):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    report = patch.apply(model)
+    assert not report and not any("forward" in m.__dict__ for m in model.modules())
+    assert "nothing replaced, none of 3 modules is known: the model is unchanged" in str(report)
+    assert report.kept == {"1": "no rule for torch.nn.modules.batchnorm.BatchNorm1d"}
+    found = patch.verify(model.eval(), torch.randn(2, 3))
+    assert found.worst == 0 and "0 modules replaced" in capsys.readouterr().out
+    for call in (patch.apply, patch.remove, patch.verify):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+            call("model")
+
+
+def test_forward_of_somebody_else_is_left_alone():
+    model = filled(Small())
+    model.layer.forward = lambda x: x
+    report = patch.apply(model)
+    assert report.kept["layer"] == "its forward was replaced by somebody else" and "layer" not in report.replaced
+    patch.remove(model)
+    assert "forward" in model.layer.__dict__
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_plain_forms(which):
+    model, arguments, count = list(blocks())[which]
+    model = filled(model)
+    state = torch.get_rng_state()
+    report = patch.apply(model)
+    assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    own = [n for n in report.replaced if report.classes[n] in ("DiTBlock", "FinalLayer", "UNetBlock")]
+    assert len(own) == count, report
+    found = patch.verify(model, *arguments, gradients=True, show=False)
+    assert found.worst < 1e-5 and max(found.gradients.values()) < 1e-5
+    double = [a.double() if a.is_floating_point() else a for a in arguments]
+    found = patch.verify(model.double(), *double, gradients=True, show=False)
+    assert found.worst < 1e-12 and max(found.gradients.values()) < 1e-12
+
+
+def test_impostors_are_found_out():
+    """Blocks with the parts of a DiT block that compute something else."""
+
+    class Swapped(twins.DiTBlock):
+        def forward(self, x, c):
+            a1, s1, g1, s2, a2, g2 = self.adaLN_modulation(c).chunk(6, dim=1)
+            x = x + g1[:, None] * self.attn(twins.modulate(self.norm1(x), s1, a1))
+            return x + g2[:, None] * self.mlp(twins.modulate(self.norm2(x), s2, a2))
+
+    class Named(twins.DiTBlock):
+        def forward(self, x, c, more):
+            return super().forward(x, c) + more
+
+    class Raises(twins.DiTBlock):
+        def forward(self, x, c):
+            raise RuntimeError("not yet")
+
+    for cls, why in ((Swapped, "computes something else"), (Named, "not its sizes or arguments"), (Raises, "not yet")):
+        block = cls(16, 2)
+        torch.nn.init.zeros_(block.adaLN_modulation[1].weight)  # as at the start of training: any order would do
+        torch.nn.init.zeros_(block.adaLN_modulation[1].bias)
+        report = patch.apply(block)
+        assert "" not in report.replaced and why in report.kept[""], report
+        assert set(report.replaced) == {"norm1", "norm2"}
+
+
+def test_hooks_are_called():
+    """On a layer that a fused block would not call: the block then calls it."""
+    block, (x, c), _ = list(blocks())[1]
+    block = filled(block)
+    want = block(x, c)
+    patch.apply(block)
+    seen = []
+    handle = block.norm2.register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    got = block(x, c)
+    assert seen == [x.shape] and torch.allclose(got, want, atol=1e-5)
+    handle.remove()
+    block(x, c)
+    assert len(seen) == 1
+    block.mlp.register_forward_hook(lambda m, i, o: torch.zeros_like(o))
+    zero = block(x, c)
+    patch.remove(block)
+    assert torch.allclose(zero, block(x, c), atol=1e-5)
+
+
+def test_dropout_draws_the_same_numbers():
+    block, (x, c), _ = list(blocks())[1]
+    block = filled(block).train()
+    block.attn.proj = nn.Sequential(block.attn.proj, nn.Dropout(0.5))
+    report = patch.apply(block)
+    assert "" in report.replaced
+    assert patch.verify(block, x, c, show=False).worst < 1e-5
+
+
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16])
+def test_dtypes_are_those_of_torch(stream):
+    """Under autocast, and with parameters of another dtype than the stream's."""
+    block, (x, c), _ = list(blocks())[1]
+    block, (x, c) = filled(block), (x.to(stream), c.to(stream))
+    with torch.autocast("cpu", torch.bfloat16):
+        want = block(x, c)
+        with patch.applied(block):
+            got = block(x, c)
+    assert got.dtype == want.dtype
+    assert torch.allclose(got.float(), want.float(), atol=0.05 * float(want.detach().abs().max()))
+    norm, wide = nn.LayerNorm(8).bfloat16(), F.layer_norm
+    y = torch.randn(3, 8, dtype=torch.bfloat16)
+    patch.apply(norm)
+    assert norm(y).dtype == torch.bfloat16
+    assert torch.equal(norm(y), wide(y.float(), (8,), norm.weight.float(), norm.bias.float()).bfloat16())
+    rms = nn.RMSNorm(8, eps=1e-6)
+    patch.apply(rms)
+    assert rms(y).dtype == F.rms_norm(y, (8,), rms.weight, 1e-6).dtype
+    assert patch.verify(nn.LayerNorm(8), torch.randn(8), show=False).worst == 0  # one dimension: torch's
+    assert patch.verify(nn.GroupNorm(2, 8), torch.randn(0, 8, 3), show=False).worst == 0
+
+
+def test_timm():
+    pytest.importorskip("timm")
+    import patch_models
+    from timm.layers import GroupNormAct, SwiGLUPacked
+
+    model, args, _ = patch_models.made(patch_models.vision_transformer)
+    report = patch.apply(model)
+    assert [report.classes[n] for n in report.replaced].count("Block") == 2
+    found = patch.verify(model, *args, gradients=True, show=False)
+    assert found.worst < 1e-6 and max(found.gradients.values()) < 1e-5
+    assert set(found.inside) == {"blocks.0.norm2", "blocks.1.norm2"}
+    torch.manual_seed(1)
+    patch.remove(model.train())
+    want = model(*args)
+    patch.apply(model)
+    torch.manual_seed(1)
+    assert torch.isfinite(want).all() and torch.isfinite(model(*args)).all()
+    gate, norm = SwiGLUPacked(8, 16), GroupNormAct(8, 2, act_layer=nn.SiLU, inplace=False)
+    relu = GroupNormAct(8, 2)
+    for layer, x in ((gate, torch.randn(2, 3, 8)), (norm, torch.randn(2, 8, 3, 3))):
+        assert patch.apply(filled(layer)).replaced
+        assert patch.verify(layer, x, gradients=True, show=False).worst < 1e-6
+    assert patch.apply(relu).kept == {"": "its activation is ReLU, not SiLU"}
+
+
+@pytest.mark.slow
+def test_patched_block_compiles_whole():
+    block, (x, c), _ = list(blocks())[1]
+    want = filled(block)(x, c)
+    patch.apply(block)
+    got = torch.compile(block, fullgraph=True)(x, c)
+    assert torch.allclose(got, want, atol=1e-5)
