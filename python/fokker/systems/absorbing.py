@@ -200,8 +200,8 @@ def dse(
 ) -> Tensor:
     """Denoising score entropy of log concrete scores ``(B, L, V)`` of (tokens, t ``(B,)``): ``(B,)``, >= 0.
 
-    For any scores, normalised or not (Lou et al. 2024); those of `concrete_score` make it `t_dce` itself. The mask's own
-    entry does not count.
+    For any scores, normalised or not (Lou et al. 2024); those of `concrete_score` make it `t_dce` itself. What a score
+    says of the mask does not count.
     """
     seed = int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed
     t = _rates(len(_tokens(tokens, process.mask_id, True)), seed, step, tokens.device)
