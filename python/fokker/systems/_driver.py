@@ -221,7 +221,8 @@ class Run:
         if (p, q) != (0.0, 1.0):
             m, change = len(outputs), torch.eye(gram.shape[1], dtype=torch.float64)
             change[1 : 1 + m, 1 : 1 + m] *= q
-            change[1 : 1 + m, -2] = p
+            if p:
+                change[1 : 1 + m, -2] = p
             change = change.to(self.device)
             gram = change @ gram @ change.T
         return y, Products(gram, len(outputs), len(extra))
@@ -361,7 +362,6 @@ class _Resampling:
         self.run, self.kind, self.threshold = run, kind, threshold
         self.groups = (populations, run.batch // populations)
         self.sizes: list[Tensor] = []
-        self.weights: list[Tensor] = []
         self.stay = torch.arange(self.groups[1], device=run.device).expand(self.groups)
         ids = run.ids
         if isinstance(ids, Tensor):
@@ -372,16 +372,15 @@ class _Resampling:
     def __call__(self, k: Step, x: Tensor) -> Tensor:
         run = self.run
         logs = run.log_weights.reshape(self.groups)
-        self.weights.append(logs.sum())
         if self.kind is None:
             self.sizes.append(sde.effective_sample_size(logs))
             return x
         place = {"seed": run.seed, "step": k.index, "sample_ids": self.ids}
         found = sde.resample(logs, self.kind, threshold=self.threshold, **place)
         self.sizes.append(found.effective_sample_size)
+        run.log_weights = found.log_weights.reshape(-1)
         if not x.is_cuda and torch.equal(found.ancestors, self.stay):  # on a GPU looking would mean waiting
             return x
-        run.log_weights = found.log_weights.reshape(-1)
         for name, value in run.carried.items():
             run.carried[name] = gather(value.unflatten(0, self.groups), found.ancestors).flatten(0, 1)
         return gather(x.unflatten(0, self.groups), found.ancestors).flatten(0, 1)

@@ -48,7 +48,7 @@ class FeynmanKac(Method):
         exponents: b, one number a model; their sum must be > 0, as the start is N(0, prior_std^2 / B).
         reward: r, called as reward(x), differentiable: ``(B, ...)`` -> ``(B,)``. None: no tilt.
         schedule: beta at a time of the process, from 0 at its t_max to 1; None: the share of the steps done.
-        noise: zeta >= 0, the share of the noise g.
+        noise: zeta > 0, the share of the noise g; less than 1 over a long range makes the weights heavy-tailed.
         correct: whether to weigh and resample; without it this is the usual heuristic.
     """
 
@@ -64,8 +64,8 @@ class FeynmanKac(Method):
             raise ValueError(f"exponents must be one number a model ({len(self.models)}), got {len(b)}")
         if not (all(map(math.isfinite, b)) and sum(b) > 0):
             raise ValueError(f"exponents must be finite with a sum > 0, got {b}")
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"noise must be finite and >= 0, got {noise}")
+        if not 0 < noise < math.inf:
+            raise ValueError(f"noise must be finite and > 0 (twins of a resampled particle must part), got {noise}")
         self.exponents, self.reward, self.schedule, self.noise = b, reward, schedule, float(noise)
         self.weighted, self.spread = correct, sum(b) ** -0.5
         if reward is not None:
