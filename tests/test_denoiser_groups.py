@@ -76,9 +76,11 @@ def test_forward_and_backward_equal_torch(backend, shape, groups, last):
     assert y.stride() == args[0].stride()
     assert worst(y, want) <= 1e-6 * max(1.0, float(want.detach().abs().max()))
     got = torch.autograd.grad(y, args, grad.to(y.device))
+    # a gradient is a difference of terms as large as 1 / std: 316 in a group of one number, where it is 0
+    rstd = float((wide[0].detach().reshape(shape[0], groups, -1).var(-1, correction=0) + 1e-5).rsqrt().max())
     for g, right, a in zip(got, torch.autograd.grad(want, wide, grad.double()), args, strict=True):
         assert backend == "reference" or a is not args[0] or g.stride() == a.stride()
-        assert worst(g, right) <= 2e-6 * max(1.0, float(right.abs().max()))
+        assert worst(g, right) <= 2e-6 * max(1.0, float(right.abs().max()), rstd if a is args[0] else 0.0)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "last"])
@@ -181,7 +183,7 @@ def test_nothing_but_the_sum_is_kept_for_backward(backend):
     large = [t for t in kept if t.numel() == x.numel()]
     if backend != "reference":
         assert len(large) == 1 and large[0].data_ptr() == total.data_ptr()
-        assert sum(t.numel() for t in kept) == x.numel() + 4 * 12 + 2 * 12 + 2 * 2 * 3 - 24
+        assert sum(t.numel() for t in kept) == x.numel() + 2 * 12 + 2 * 2 * 12 + 2 * 2 * 3
     assert y.requires_grad
 
 

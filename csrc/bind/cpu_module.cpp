@@ -1,10 +1,12 @@
 // The _cpu module: every op's binding over the CPU launchers.
+#include "bind/group_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/norm_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
 #include "bind/sde_ops.h"
 #include "cpu/backend.h"
+#include "cpu/groups.h"
 #include "cpu/kde.h"
 #include "cpu/limits.h"
 #include "cpu/norms.h"
@@ -81,6 +83,8 @@ struct Cpu {
   static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }
   static constexpr bool norm_workspace = false;
   static void norm_run(const fokker::NormPlan& p, Guard&) { cpu::norm_run(p); }
+  static std::int64_t group_work(const fokker::GroupPlan&) { return 0; }
+  static void group_run(const fokker::GroupPlan& p, Guard&) { cpu::group_run(p); }
 };
 
 }  // namespace
@@ -92,6 +96,7 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_sde_ops<Cpu>(m);
   fokker::bind::bind_particle_ops<Cpu>(m);
   fokker::bind::bind_norm_ops<Cpu>(m);
+  fokker::bind::bind_group_ops<Cpu>(m);
   m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
   m.def("spin", [](bool exponentials, bool wide, std::int64_t n) { return wide ? FK_PER_ISA(spin, double)(exponentials, n) : FK_PER_ISA(spin, float)(exponentials, n); },
         pybind11::arg("exponentials"), pybind11::arg("wide"), pybind11::arg("n"));

@@ -100,6 +100,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 gradients=tuple(range(len(take))),
                 elementwise=False,
                 flops=flops,
-                backends=("reference",),
+                backends=("reference", "cpu"),
             )
         )

@@ -17,6 +17,7 @@ from ._denoiser_groups_arguments import (
     check_residual,
     given,
 )
+from ._op import _PLAIN, _dispatch_depth, _functorch_level, _is_compiling
 
 __all__ = ["bias_free_norm", "group_norm_silu"]
 
@@ -132,6 +133,17 @@ def bias_free_norm(
     return (y, 1 / stats.detach()[..., 1]) if return_std else y
 
 
+def _writable(given: Sequence[Any], out: Sequence[Tensor]) -> bool:
+    """Whether a kernel may write to ``out`` while it reads: memory is shared with nothing, or with a whole argument."""
+    for i, t in enumerate(out):
+        memory = t.untyped_storage().data_ptr()
+        for a in (*(a for a in given if isinstance(a, Tensor)), *out[:i]):
+            whole = a.data_ptr() == t.data_ptr() and a.shape == t.shape and a.stride() == t.stride()
+            if a.untyped_storage().data_ptr() == memory and (not whole or any(a is o for o in out[:i])):
+                return False
+    return True
+
+
 def _into(op: Any, args: tuple[Any, ...], out: Sequence[Tensor], results: int) -> tuple[Tensor, ...]:
     """The results written into ``out``, straight by kernels that can; then what else the op returns."""
     x = args[0]
@@ -149,6 +161,14 @@ def _into(op: Any, args: tuple[Any, ...], out: Sequence[Tensor], results: int) -
     tensors = (*args[: op.tensors], *out)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise ValueError("out= records no gradient: leave it out, detach the arguments, or use torch.no_grad()")
+    plain = not (_is_compiling() or _dispatch_depth() or _functorch_level())
+    if plain and all(t is None or (type(t) in _PLAIN and not t.is_neg()) for t in tensors) and _writable(args, out):
+        kernel = op._by_device[x.is_cuda]
+        if getattr(kernel, "writes_out", False):
+            found = kernel(*args, out=out)
+            for t in out:
+                torch.autograd.graph.increment_version(t)
+            return found
     found = op(*args)
     for t, y in zip(out, found, strict=False):
         t.copy_(y)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._op import Op
+from ._denoiser_groups_arguments import NCHW, NHWC, layouts
+from ._op import Kernel, Op, native_kernels
 from .reference import denoiser_groups as reference
 
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? std"
@@ -18,6 +20,54 @@ _NAMES = {number: name for name, number in reference.ACTIVATIONS.items()}
 
 def _keywords(eps: float, activation: int, centred: bool) -> dict[str, Any]:
     return {"eps": eps, "activation": _NAMES[activation], "centred": centred}
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+def _place(x: Tensor, *others: Tensor | None) -> tuple[int, list[Tensor | None]]:
+    """The layout in which the kernels take the tensors, and the tensors: copied where theirs is another."""
+    common = layouts(x)
+    if not common:  # dense in the order that x has, or else contiguous
+        x = torch.empty_like(x).copy_(x)
+        if not (common := layouts(x)):
+            x, common = x.contiguous(), NCHW
+    for t in others:
+        if t is not None:
+            common = common & layouts(t) or common
+    if common == NCHW | NHWC:  # a row should be long
+        common = NHWC if x.shape[1] > 1 else NCHW
+    return common, [x, *(t if t is None or layouts(t) & common else torch.empty_like(x).copy_(t) for t in others)]
+
+
+def _target(y: Tensor, layout: int, like: Tensor) -> Tensor:
+    """What the kernel writes to: ``y`` itself, or a tensor that is copied to it afterwards."""
+    return y if layouts(y) & layout else torch.empty_like(like)
+
+
+def _work(module: Any, x: Tensor, groups: int, layout: int, backward: bool) -> Tensor | None:
+    batch, channels, *rest = x.shape
+    count = module.group_work(batch, channels, groups, math.prod(rest), layout == NHWC, backward)
+    return torch.empty(count, dtype=torch.float64, device=x.device) if count else None
+
+
+def _run_norm(
+    module: Any, x: Tensor, residual: Tensor | None, out: Sequence[Tensor] | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    """([x + residual,] y, statistics) by a native module."""
+    *parameters, groups, eps, activation, centred = rest
+    results = list(out) if out is not None else [torch.empty_like(x) for _ in range(1 + (residual is not None))]
+    stats = _stats(x, groups)
+    if not x.numel():
+        return (*results, stats.zero_())
+    layout, (x, residual) = _place(x, residual)
+    targets = [_target(y, layout, x) for y in results]
+    module.group_norm(
+        x, residual, *parameters, groups, eps, activation, centred, layout == NHWC,
+        None if residual is None else targets[0], targets[-1], stats, _work(module, x, groups, layout, False),
+    )  # fmt: skip
+    for y, target in zip(results, targets, strict=True):
+        if target is not y:
+            y.copy_(target)
+    return (*results, stats)
 
 
 # ---- the norm: (y, [mean, 1 / std] of each sample and group) --------------------------------------------------------
@@ -32,6 +82,14 @@ def _norm_reference(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _norm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), _stats(x, rest[5])
+
+
+def _norm_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, *rest: Any, out: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        return _run_norm(module, x, None, out, *rest)
+
+    run.writes_out = True  # type: ignore[attr-defined]
+    return run
 
 
 def _norm_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -68,7 +126,7 @@ group_norm = Op(
     tensors=6,
     reference=_norm_reference,
     fake=_norm_fake,
-    kernels={},
+    kernels=native_kernels(_norm_kernel),
     backward=_norm_backward,
     saves_results=True,
     partial_grads=True,
@@ -86,6 +144,14 @@ def _sum_fake(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(x), _stats(x, rest[5])
 
 
+def _sum_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, residual: Tensor, *rest: Any, out: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        return _run_norm(module, x, residual, out, *rest)
+
+    run.writes_out = True  # type: ignore[attr-defined]
+    return run
+
+
 def _sum_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     _, _, *parameters, total, _, stats = saved
     to_x, *rest = _gradients(needs[1:], total, parameters, stats, extra, grads[1], grads[0])
@@ -98,7 +164,7 @@ group_norm_sum = Op(
     tensors=7,
     reference=_sum_reference,
     fake=_sum_fake,
-    kernels={},
+    kernels=native_kernels(_sum_kernel),
     backward=_sum_backward,
     saves_results=True,
     partial_grads=True,
@@ -117,6 +183,23 @@ def _vjp_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty((x.shape[0], x.shape[1], 2), dtype=torch.float64, device=x.device)
 
 
+def _vjp_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, grad: Tensor, to_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        *parameters, stats, groups, _, activation, centred = rest
+        to_x, sums = _vjp_fake(x)
+        if not x.numel():
+            return to_x, sums.zero_()
+        layout, (x, grad, to_sum) = _place(x, grad, to_sum)
+        target = _target(to_x, layout, x)
+        module.group_norm_vjp(
+            x, grad, to_sum, *parameters, stats, groups, activation, centred, layout == NHWC, target, sums,
+            _work(module, x, groups, layout, True),
+        )  # fmt: skip
+        return (to_x if target is to_x else to_x.copy_(target)), sums
+
+    return run
+
+
 #: the gradient in x, and the sums that the parameters' gradients are made of
 group_norm_vjp = Op(
     f"denoiser_group_norm_vjp(Tensor x, Tensor grad, Tensor? grad_sum, {_PARAMETERS}, Tensor stats, {_SETTINGS}) "
@@ -124,5 +207,5 @@ group_norm_vjp = Op(
     tensors=9,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels={},
+    kernels=native_kernels(_vjp_kernel),
 )

@@ -1,0 +1,205 @@
+// Body of group norms on the CPU, once per instruction set: groups whose channels hold their positions side by side.
+//
+//   forward   a group (channels / groups x positions) is read once into the second cache: its statistics, then its
+//             results; 2 numbers an element move
+//   backward  du into a scratch, with the sums A and E of each channel; then the gradient from it: 3 numbers move
+#include "cpu/groups.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "cpu/groups_last.inc.h"
+
+namespace fokker::cpu::FK_ISA {
+namespace {
+
+constexpr int kGroupTile = 4096;  // numbers that lie in the first cache between two passes over them
+
+// Count, mean and sum of squares about the mean of what was added so far, by Chan's formula.
+struct Moments {
+  double n = 0, mean = 0, squares = 0;
+  void add(double count, double its_mean, double its_squares) {
+    const double total = n + count, delta = its_mean - mean;
+    squares += its_squares + delta * delta * (n * count / total);
+    mean += delta * (count / total);
+    n = total;
+  }
+};
+
+// Sums of x - shift and of its square.
+template <typename T> inline void deviations(const T* x, T shift, std::int64_t n, double& first, double& second) {
+  constexpr int lanes = kLanesOf<T>, ways = 4;
+  const Vec<T> by = all(shift);
+  Vec<T> sum[ways] = {}, square[ways] = {};
+  std::int64_t i = 0;
+  for (; i + ways * lanes <= n; i += ways * lanes)
+#pragma GCC unroll 4
+    for (int k = 0; k < ways; ++k) {
+      const Vec<T> d = load(x + i + k * lanes) - by;
+      sum[k] += d;
+      square[k] = fma(d, d, square[k]);
+    }
+  for (; i + lanes <= n; i += lanes) {
+    const Vec<T> d = load(x + i) - by;
+    sum[0] += d;
+    square[0] = fma(d, d, square[0]);
+  }
+  first = second = 0;
+  for (; i < n; ++i) {
+    const double d = static_cast<double>(x[i] - shift);
+    first += d, second += d * d;
+  }
+  first += add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  second += add_lanes((square[0] + square[1]) + (square[2] + square[3]));
+}
+template <typename T> inline double total(const T* x, std::int64_t n) {
+  constexpr int lanes = kLanesOf<T>, ways = 4;
+  Vec<T> sum[ways] = {};
+  std::int64_t i = 0;
+  for (; i + ways * lanes <= n; i += ways * lanes)
+#pragma GCC unroll 4
+    for (int k = 0; k < ways; ++k) sum[k] += load(x + i + k * lanes);
+  for (; i + lanes <= n; i += lanes) sum[0] += load(x + i);
+  double rest = 0;
+  for (; i < n; ++i) rest += static_cast<double>(x[i]);
+  return rest + add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+template <typename T> inline void add_tile(Moments& to, const T* x, std::int64_t n) {
+  const double count = static_cast<double>(n);
+  const T about = static_cast<T>(total(x, n) / count);
+  double first, second;
+  deviations(x, about, n, first, second);
+  to.add(count, static_cast<double>(about) + first / count, second - first * (first / count));
+}
+
+template <Activation A, typename T> inline void normalise(const T* x, GroupChannel<T> c, T* y, std::int64_t n) {
+  const Vec<T> mean = all(c.mean), factor = all(c.factor), addend = all(c.addend);
+  each_vector<T>(n, [&](std::int64_t i, auto lanes) {
+    lanes.store(y + i, activated<A, T>(fma(Vec<T>(lanes.load(x + i) - mean), factor, addend)));
+  });
+}
+
+// du, and the sums of du and du (x - mean) added to A and E.
+template <Activation A, typename T>
+inline void differentiate(const T* x, const T* grad, GroupChannel<T> c, T* du, std::int64_t n, double* sums) {
+  constexpr std::int64_t piece = 1024;  // numbers that are summed in the lanes of T
+  const Vec<T> mean = all(c.mean), factor = all(c.factor), addend = all(c.addend);
+  for (std::int64_t at = 0; at < n; at += piece) {
+    Vec<T> a[2] = {}, e[2] = {};
+    int way = 0;
+    each_vector<T>(std::min(piece, n - at), [&](std::int64_t i, auto lanes) {
+      const Vec<T> d = lanes.load(x + at + i) - mean;
+      const Vec<T> g = through<A, T>(fma(d, factor, addend), lanes.load(grad + at + i));
+      lanes.store(du + at + i, g);
+      a[way] += g;
+      e[way] = fma(g, d, e[way]);
+      way ^= 1;
+    });
+    sums[0] += add_lanes(a[0] + a[1]);
+    sums[1] += add_lanes(e[0] + e[1]);
+  }
+}
+
+template <typename T> inline void gradient(const T* x, const T* du, const T* above, T factor, GroupSlope<T> s, T* to,
+                                           std::int64_t n) {
+  const Vec<T> by = all(factor), pivot = all(s.pivot), slope = all(s.slope), offset = all(s.offset);
+  each_vector<T>(n, [&](std::int64_t i, auto lanes) {
+    Vec<T> g = fma(by, lanes.load(du + i), -fma(slope, Vec<T>(lanes.load(x + i) - pivot), offset));
+    if (above) g += lanes.load(above + i);
+    lanes.store(to + i, g);
+  });
+}
+
+// Tiles of the rows of a group: f(channel, first position, numbers); of its one long row where the channels are joined.
+template <typename F> inline void tiles(const GroupPlan& p, std::int64_t g, bool joined, F&& f) {
+  const std::int64_t from = g * p.per_group(), to = joined ? from + 1 : from + p.per_group();
+  const std::int64_t length = joined ? p.per_group() * p.positions : p.positions;
+  for (std::int64_t c = from; c < to; ++c)
+    for (std::int64_t i = 0; i < length; i += kGroupTile) f(c, i, std::min<std::int64_t>(kGroupTile, length - i));
+}
+template <typename F> inline void tiles(const GroupPlan& p, std::int64_t g, F&& f) {
+  tiles(p, g, false, std::forward<F>(f));
+}
+inline bool joined(const GroupPlan& p, const GroupMap& m) { return !m.data || m.row_stride == p.positions; }
+
+template <typename T> struct GroupBuffers {
+  alignas(64) T one[kGroupTile], two[kGroupTile], three[kGroupTile];
+};
+
+template <Activation A, typename T> void forward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+  const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
+  GroupBuffers<T>& buffer = *held;
+  const bool own = !p.std.data;
+  const bool one_row = joined(p, p.x) && joined(p, p.residual) && joined(p, p.sum);
+  const GroupMap& of = p.residual.data ? p.sum : p.x;
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t b = item / p.groups, g = item % p.groups;
+    Moments moments;
+    if (own || p.residual.data)
+      tiles(p, g, one_row, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
+        const T* const x =
+            summed(p, p.x.row(b, c) + i, p.residual.row(b, c) + i, p.sum.row(b, c) + i, n, buffer.one, buffer.two);
+        if (own) add_tile(moments, x, n);
+      });
+    const GroupStatistics s = settle(p, b, g, moments.mean, moments.squares);
+    tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
+      const GroupChannel<T> channel = math::group_channel<T>(p, b, c, s.mean, s.rstd);
+      const std::int64_t at = p.out.row(b, c) + i;
+      T* const y = destination(p, p.out, at, buffer.two);
+      normalise<A>(numbers(p, of, of.row(b, c) + i, n, buffer.one), channel, y, n);
+      deliver(p, p.out, at, n, y);
+    });
+  }
+}
+
+template <Activation A, typename T> void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+  const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
+  GroupBuffers<T>& buffer = *held;
+  const std::int64_t per = p.per_group();
+  const std::unique_ptr<T[]> scratch(new T[static_cast<std::size_t>(per * p.positions)]);
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t b = item / p.groups, g = item % p.groups;
+    const double mean = p.stats[2 * item], rstd = p.stats[2 * item + 1];
+    double* const sums = p.sums + (b * p.channels + g * per) * 2;
+    std::fill(sums, sums + 2 * per, 0.0);
+    const auto kept = [&](std::int64_t c, std::int64_t i) { return scratch.get() + (c - g * per) * p.positions + i; };
+    tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
+      const T* const x = numbers(p, p.x, p.x.row(b, c) + i, n, buffer.one);
+      const T* const grad = numbers(p, p.grad, p.grad.row(b, c) + i, n, buffer.two);
+      differentiate<A>(x, grad, math::group_channel<T>(p, b, c, mean, rstd), kept(c, i), n, sums + 2 * (c - g * per));
+    });
+    double ka = 0, ke = 0;
+    for (std::int64_t c = 0; c < per; ++c) {
+      sums[2 * c + 1] = math::group_second<T>(p, mean, rstd, sums[2 * c], sums[2 * c + 1]);
+      const double k = math::group_gain(p, b, g * per + c);
+      ka += k * sums[2 * c], ke += k * sums[2 * c + 1];
+    }
+    const GroupSlope<T> slope = math::group_slope<T>(p, mean, rstd, ka, ke);
+    tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
+      const T factor = static_cast<T>(rstd * math::group_gain(p, b, c));
+      const T* const x = numbers(p, p.x, p.x.row(b, c) + i, n, buffer.one);
+      const T* above = nullptr;
+      if (p.grad_sum.data) above = numbers(p, p.grad_sum, p.grad_sum.row(b, c) + i, n, buffer.two);
+      const std::int64_t at = p.out.row(b, c) + i;
+      T* const to = destination(p, p.out, at, buffer.three);
+      gradient(x, kept(c, i), above, factor, slope, to, n);
+      deliver(p, p.out, at, n, to);
+    });
+  }
+}
+
+template <typename T> void slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+  with_activation(p.activation, [&](auto a) {
+    if (p.backward) backward_slabs<a(), T>(p, begin, end);
+    else forward_slabs<a(), T>(p, begin, end);
+  });
+}
+
+}  // namespace
+
+void group_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+  if (p.wide) slabs<double>(p, begin, end);
+  else slabs<float>(p, begin, end);
+}
+
+}  // namespace fokker::cpu::FK_ISA

@@ -1,0 +1,349 @@
+// Group norms of channels_last samples: the channels of a position lie side by side. Included by groups.inc.h.
+//
+// A chunk of positions is summed channel by channel (a row of sums in the first cache), the sums of a group's channels
+// and of a sample's chunks are put together in double, then the chunks are read again: from the second or third cache,
+// since a wave of samples is small (cpu/groups.cpp). A sample of one chunk goes through all phases at once.
+#pragma once
+
+#include <memory>
+
+#include "cpu/groups_vector.inc.h"
+
+namespace fokker::cpu::FK_ISA {
+namespace {
+
+constexpr std::int64_t kGroupBlock = 64;       // positions whose sums are kept in T
+constexpr std::int64_t kPivotPositions = 16;   // of the first of them the pivot of a chunk is the mean
+constexpr std::int64_t kBlockNumbers = 16384;  // of a block that is converted
+
+// Rows of a chunk, and where its sums are made.
+template <typename T> struct LastRows {
+  const GroupPlan& p;
+  const std::int64_t channels, block;  // block: positions that are read at a time
+  std::unique_ptr<T[]> held;
+  std::unique_ptr<double[]> held_sums;
+
+  explicit LastRows(const GroupPlan& plan)
+      : p(plan),
+        channels(plan.channels),
+        block(std::clamp<std::int64_t>(kBlockNumbers / plan.channels, 1, kGroupBlock)),
+        held(new T[static_cast<std::size_t>((3 + (native<T>(plan) ? 0 : 4 * block)) * channels)]),
+        held_sums(new double[static_cast<std::size_t>(2 * channels)]) {}
+  T* row(int k) { return held.get() + k * channels; }
+  T* buffer(int k) { return held.get() + (3 + k * block) * channels; }
+  double* sums(int k) { return held_sums.get() + k * channels; }
+
+  // Positions [i, i + n) of a tensor as rows `stride` apart.
+  const T* read(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k, std::int64_t& stride) {
+    T* const to = place(m, b, i, k, stride);
+    if (!native<T>(p))
+      rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
+        take_any(m.data, p.dtype, at, 1, static_cast<int>(count), to + done);
+      });
+    return to;
+  }
+  T* place(const GroupMap& m, std::int64_t b, std::int64_t i, int k, std::int64_t& stride) {
+    stride = native<T>(p) ? m.row_stride : channels;
+    return native<T>(p) ? static_cast<T*>(m.data) + m.row(b, i) : buffer(k);
+  }
+  void write(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k) {
+    if (native<T>(p)) return;
+    rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
+      give_any(buffer(k) + done, m.data, p.dtype, at, 1, static_cast<int>(count));
+    });
+  }
+  // f(offset, numbers, done) over n rows, at once where they lie side by side.
+  template <typename F> void rows(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, F&& f) {
+    if (m.row_stride == channels) return f(m.row(b, i), n * channels, 0);
+    for (std::int64_t r = 0; r < n; ++r) f(m.row(b, i + r), channels, r * channels);
+  }
+};
+
+// The coefficients of a sample: rows of numbers a channel.
+template <typename T> struct LastCoefficients {
+  T *mean, *factor, *addend, *pivot, *slope, *offset;
+  LastCoefficients(T* at, std::int64_t channels)
+      : mean(at), factor(at + channels), addend(at + 2 * channels), pivot(at + 3 * channels), slope(at + 4 * channels),
+        offset(at + 5 * channels) {}
+  void set(std::int64_t c, GroupChannel<T> v) const { mean[c] = v.mean, factor[c] = v.factor, addend[c] = v.addend; }
+};
+
+// to += of, in double.
+template <typename T> inline void add_row(double* to, const T* of, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(of[i]);
+}
+
+// Sums over n rows of d = x - pivot and of its square, added to two rows.
+template <typename T> inline void add_deviations(const T* x, std::int64_t stride, std::int64_t n, const T* pivot, T* first,
+                                                 T* second, std::int64_t channels) {
+  std::int64_t r = 0;
+  for (; r + 4 <= n; r += 4) {
+    const T *const x0 = x + r * stride, *const x1 = x0 + stride, *const x2 = x1 + stride, *const x3 = x2 + stride;
+    each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
+      const Vec<T> k = lanes.load(pivot + c), d0 = lanes.load(x0 + c) - k, d1 = lanes.load(x1 + c) - k,
+                   d2 = lanes.load(x2 + c) - k, d3 = lanes.load(x3 + c) - k;
+      lanes.store(first + c, Vec<T>(lanes.load(first + c) + ((d0 + d1) + (d2 + d3))));
+      lanes.store(second + c, fma(d0, d0, fma(d1, d1, fma(d2, d2, fma(d3, d3, lanes.load(second + c))))));
+    });
+  }
+  for (; r < n; ++r)
+    each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
+      const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(pivot + c);
+      lanes.store(first + c, Vec<T>(lanes.load(first + c) + d));
+      lanes.store(second + c, fma(d, d, lanes.load(second + c)));
+    });
+}
+
+// Mean and sum of squares about it of each group over the positions [from, to) of sample b, into `found` (groups, 2).
+template <typename T>
+inline void chunk_moments(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to, double* found) {
+  const GroupPlan& p = rows.p;
+  const std::int64_t channels = p.channels, per = p.per_group();
+  T *const pivot = rows.row(0), *const first = rows.row(1), *const second = rows.row(2);
+  double *const sum = rows.sums(0), *const square = rows.sums(1);
+  std::fill(sum, sum + 2 * channels, 0.0);
+  for (std::int64_t i = from; i < to; i += rows.block) {
+    const std::int64_t n = std::min(rows.block, to - i);
+    std::int64_t stride;
+    const T* x = rows.read(p.x, b, i, n, 0, stride);
+    if (p.residual.data) {
+      std::int64_t other_stride, sum_stride;
+      const T* const other = rows.read(p.residual, b, i, n, 1, other_stride);
+      T* const total = rows.place(p.sum, b, i, 0, sum_stride);
+      for (std::int64_t r = 0; r < n; ++r) {
+        const T *const of = x + r * stride, *const and_of = other + r * other_stride;
+        T* const at = total + r * sum_stride;
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) at[c] = of[c] + and_of[c];
+      }
+      rows.write(p.sum, b, i, n, 0);
+      x = rows.read(p.sum, b, i, n, 0, stride);
+      if (p.std.data) continue;
+    }
+    if (i == from) {
+      const std::int64_t few = std::min(n, kPivotPositions);
+      std::fill(pivot, pivot + channels, T(0));
+      for (std::int64_t r = 0; r < few; ++r) {
+        const T* const of = x + r * stride;
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) pivot[c] += of[c];
+      }
+      const T share = T(1) / static_cast<T>(few);
+#pragma omp simd
+      for (std::int64_t c = 0; c < channels; ++c) pivot[c] *= share;
+    }
+    std::fill(first, first + channels, T(0));
+    std::fill(second, second + channels, T(0));
+    add_deviations(x, stride, n, pivot, first, second, channels);
+    add_row(sum, first, channels);
+    add_row(square, second, channels);
+  }
+  const double count = static_cast<double>(to - from);
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    double mean = 0, squares = 0;
+    for (std::int64_t c = g * per; c < (g + 1) * per; ++c) {
+      const double rest = sum[c] / count;
+      squares += square[c] - rest * sum[c];
+      mean += sum[c] = static_cast<double>(pivot[c]) + rest;
+    }
+    mean /= static_cast<double>(per);
+    for (std::int64_t c = g * per; c < (g + 1) * per; ++c) squares += count * (sum[c] - mean) * (sum[c] - mean);
+    found[2 * g] = mean, found[2 * g + 1] = squares;
+  }
+}
+
+// The moments of chunks put together, and the coefficients of the sample's channels.
+template <typename T> inline void merge_moments(const GroupPlan& p, const GroupChunks& s, std::int64_t b,
+                                                const double* partial, const LastCoefficients<T>& to) {
+  const std::int64_t per = p.per_group();
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    double mean = 0, squares = 0;
+    const auto count = [&](std::int64_t k) {
+      return static_cast<double>(std::min(s.positions, p.positions - k * s.positions) * per);
+    };
+    if (!p.std.data) {
+      for (std::int64_t k = 0; k < s.chunks; ++k) mean += count(k) * partial[k * s.width + 2 * g];
+      mean /= p.count();
+      for (std::int64_t k = 0; k < s.chunks; ++k) {
+        const double rest = partial[k * s.width + 2 * g] - mean;
+        squares += partial[k * s.width + 2 * g + 1] + count(k) * rest * rest;
+      }
+    }
+    const GroupStatistics found = settle(p, b, g, mean, squares);
+    for (std::int64_t c = g * per; c < (g + 1) * per; ++c)
+      to.set(c, math::group_channel<T>(p, b, c, found.mean, found.rstd));
+  }
+}
+
+template <Activation A, typename T> inline void normalise_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from,
+                                                                std::int64_t to, const LastCoefficients<T>& by) {
+  const GroupPlan& p = rows.p;
+  const GroupMap& of = p.residual.data ? p.sum : p.x;
+  for (std::int64_t i = from; i < to; i += rows.block) {
+    const std::int64_t n = std::min(rows.block, to - i);
+    std::int64_t stride, out_stride;
+    const T* const x = rows.read(of, b, i, n, 0, stride);
+    T* const y = rows.place(p.out, b, i, 2, out_stride);
+    for (std::int64_t r = 0; r < n; ++r)
+      each_vector<T>(p.channels, [&](std::int64_t c, auto lanes) {
+        const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(by.mean + c);
+        lanes.store(y + r * out_stride + c,
+                    activated<A, T>(fma(d, lanes.load(by.factor + c), lanes.load(by.addend + c))));
+      });
+    rows.write(p.out, b, i, n, 2);
+  }
+}
+
+// ---- backward ----
+template <typename T>
+inline void forward_coefficients(const GroupPlan& p, std::int64_t b, const LastCoefficients<T>& to) {
+  const std::int64_t per = p.per_group();
+  for (std::int64_t c = 0; c < p.channels; ++c) {
+    const double* const at = p.stats + (b * p.groups + c / per) * 2;
+    to.set(c, math::group_channel<T>(p, b, c, at[0], at[1]));
+  }
+}
+
+// The sums of du and of du (x - mean) over the positions [from, to), into `found` (2, channels).
+template <Activation A, typename T> inline void chunk_sums(LastRows<T>& rows, std::int64_t b, std::int64_t from,
+                                                           std::int64_t to, const LastCoefficients<T>& by, double* found) {
+  const GroupPlan& p = rows.p;
+  T *const a = rows.row(1), *const e = rows.row(2);
+  std::fill(found, found + 2 * p.channels, 0.0);
+  for (std::int64_t i = from; i < to; i += rows.block) {
+    const std::int64_t n = std::min(rows.block, to - i);
+    std::int64_t stride, grad_stride;
+    const T* const x = rows.read(p.x, b, i, n, 0, stride);
+    const T* const grad = rows.read(p.grad, b, i, n, 1, grad_stride);
+    std::fill(a, a + 2 * p.channels, T(0));
+    std::int64_t r = 0;
+    const auto step = [&](auto count) {
+      each_vector<T>(p.channels, [&](std::int64_t c, auto lanes) {
+        const Vec<T> mean = lanes.load(by.mean + c), factor = lanes.load(by.factor + c),
+                     addend = lanes.load(by.addend + c);
+        Vec<T> to_a = lanes.load(a + c), to_e = lanes.load(e + c);
+#pragma GCC unroll 2
+        for (std::int64_t k = 0; k < count(); ++k) {
+          const Vec<T> d = lanes.load(x + (r + k) * stride + c) - mean;
+          const Vec<T> g = through<A, T>(fma(d, factor, addend), lanes.load(grad + (r + k) * grad_stride + c));
+          to_a += g;
+          to_e = fma(g, d, to_e);
+        }
+        lanes.store(a + c, to_a);
+        lanes.store(e + c, to_e);
+      });
+    };
+    for (; r + 2 <= n; r += 2) step(std::integral_constant<std::int64_t, 2>{});
+    for (; r < n; ++r) step(std::integral_constant<std::int64_t, 1>{});
+    add_row(found, a, 2 * p.channels);
+  }
+}
+
+template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChunks& s, std::int64_t b, const double* partial,
+                                             const LastCoefficients<T>& to) {
+  const std::int64_t per = p.per_group();
+  double* const sums = p.sums + b * p.channels * 2;
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    const double mean = p.stats[(b * p.groups + g) * 2], rstd = p.stats[(b * p.groups + g) * 2 + 1];
+    double ka = 0, ke = 0;
+    for (std::int64_t c = g * per; c < (g + 1) * per; ++c) {
+      double a = 0, e = 0;
+      for (std::int64_t k = 0; k < s.chunks; ++k)
+        a += partial[k * s.width + c], e += partial[k * s.width + p.channels + c];
+      const double gain = math::group_gain(p, b, c);
+      sums[2 * c] = a, sums[2 * c + 1] = e = math::group_second<T>(p, mean, rstd, a, e);
+      ka += gain * a, ke += gain * e;
+    }
+    const GroupSlope<T> slope = math::group_slope<T>(p, mean, rstd, ka, ke);
+    for (std::int64_t c = g * per; c < (g + 1) * per; ++c)
+      to.pivot[c] = slope.pivot, to.slope[c] = slope.slope, to.offset[c] = slope.offset;
+  }
+}
+
+template <Activation A, typename T> inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from,
+                                                                    std::int64_t to, const LastCoefficients<T>& by) {
+  const GroupPlan& p = rows.p;
+  for (std::int64_t i = from; i < to; i += rows.block) {
+    const std::int64_t n = std::min(rows.block, to - i);
+    std::int64_t stride, grad_stride, above_stride = 0, out_stride;
+    const T* const x = rows.read(p.x, b, i, n, 0, stride);
+    const T* const grad = rows.read(p.grad, b, i, n, 1, grad_stride);
+    const T* const above = p.grad_sum.data ? rows.read(p.grad_sum, b, i, n, 3, above_stride) : nullptr;
+    T* const out = rows.place(p.out, b, i, 2, out_stride);
+    for (std::int64_t r = 0; r < n; ++r)
+      each_vector<T>(p.channels, [&](std::int64_t c, auto lanes) {
+        const Vec<T> v = lanes.load(x + r * stride + c), factor = lanes.load(by.factor + c);
+        const Vec<T> u = fma(Vec<T>(v - lanes.load(by.mean + c)), factor, lanes.load(by.addend + c));
+        const Vec<T> du = through<A, T>(u, lanes.load(grad + r * grad_stride + c));
+        const Vec<T> mean_part =
+            fma(lanes.load(by.slope + c), Vec<T>(v - lanes.load(by.pivot + c)), lanes.load(by.offset + c));
+        Vec<T> g = fma(factor, du, -mean_part);
+        if (above) g += lanes.load(above + r * above_stride + c);
+        lanes.store(out + r * out_stride + c, g);
+      });
+    rows.write(p.out, b, i, n, 2);
+  }
+}
+
+template <Activation A, typename T>
+void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
+  const std::int64_t held = kGroupCoefficients * p.channels;
+  if (phase == GroupPhase::prepare || phase == GroupPhase::merge) {
+    for (std::int64_t k = begin; k < end; ++k) {
+      const LastCoefficients<T> to(static_cast<T*>(s.coefficients) + k * held, p.channels);
+      if (phase == GroupPhase::prepare) {
+        forward_coefficients(p, s.first + k, to);
+        continue;
+      }
+      const double* const partial = s.partial + k * s.chunks * s.width;
+      if (p.backward) merge_sums(p, s, s.first + k, partial, to);
+      else merge_moments(p, s, s.first + k, partial, to);
+    }
+    return;
+  }
+  LastRows<T> rows(p);
+  if (phase == GroupPhase::all) {
+    const std::unique_ptr<T[]> own(new T[static_cast<std::size_t>(held)]);
+    const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(s.width)]);
+    const LastCoefficients<T> by(own.get(), p.channels);
+    for (std::int64_t b = begin; b < end; ++b) {
+      if (p.backward) {
+        forward_coefficients(p, b, by);
+        chunk_sums<A>(rows, b, 0, p.positions, by, partial.get());
+        merge_sums(p, s, b, partial.get(), by);
+        differentiate_chunk<A>(rows, b, 0, p.positions, by);
+      } else {
+        if (!p.std.data || p.residual.data) chunk_moments(rows, b, 0, p.positions, partial.get());
+        merge_moments(p, s, b, partial.get(), by);
+        normalise_chunk<A>(rows, b, 0, p.positions, by);
+      }
+    }
+    return;
+  }
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t k = item / s.chunks, b = s.first + k, from = item % s.chunks * s.positions;
+    const std::int64_t to = std::min(p.positions, from + s.positions);
+    const LastCoefficients<T> by(static_cast<T*>(s.coefficients) + k * held, p.channels);
+    double* const partial = s.partial + item * s.width;
+    if (phase == GroupPhase::apply) {
+      if (p.backward) differentiate_chunk<A>(rows, b, from, to, by);
+      else normalise_chunk<A>(rows, b, from, to, by);
+    } else if (p.backward) {
+      chunk_sums<A>(rows, b, from, to, by, partial);
+    } else if (!p.std.data || p.residual.data) {
+      chunk_moments(rows, b, from, to, partial);
+    }
+  }
+}
+
+}  // namespace
+
+void group_last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
+  with_activation(p.activation, [&](auto a) {
+    if (p.wide) last<a(), double>(p, s, phase, begin, end);
+    else last<a(), float>(p, s, phase, begin, end);
+  });
+}
+
+}  // namespace fokker::cpu::FK_ISA
