@@ -339,3 +339,19 @@ def test_bad_input(error, words, args, options):
 def test_bad_input_of_the_bias_free_norm(error, words, options):
     with pytest.raises(error, match=words):
         bias_free_norm(X, 3, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "last"])
+def test_large_batches_are_written_past_the_cache_with_the_same_bits(backend, last):
+    """64 MB results are streamed; a sample alone is not, and has the same bits."""
+    if backend not in ("cpu", "cuda"):
+        pytest.skip("too large")
+    x, *rest = arguments((16, 256, 64, 64), last=last, at=device(backend))
+    grad, grads = torch.randn_like(x), []
+    for pick in (slice(None), slice(5, 6)):
+        leaf = x[pick].detach().requires_grad_()
+        y = group_norm_silu(leaf, 32, *rest[:2], *(t[pick] for t in rest[2:]))
+        grads.append((y.detach(), *torch.autograd.grad(y, leaf, grad[pick])))
+    for whole, part in zip(*grads, strict=True):
+        assert torch.equal(whole[5:6], part)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <thread>
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -24,8 +25,10 @@ void run_last(const GroupPlan& p) {
   s.chunks = (p.positions + s.positions - 1) / s.positions;
   s.width = 2 * (p.backward ? p.channels : p.groups);
   const std::int64_t elements = p.channels * p.positions, chunk = p.channels * std::min(s.positions, p.positions);
-  s.samples = s.chunks == 1 ? p.batch : std::clamp<std::int64_t>(kWave / elements, 1, p.batch);
-  if (s.chunks == 1)
+  s.samples = std::clamp<std::int64_t>(kWave / elements, 1, p.batch);
+  // Enough samples for every core: no core waits for another between the phases.
+  static const std::int64_t cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
+  if (s.chunks == 1 || p.batch % cores == 0 || p.batch >= 4 * cores)
     return parallel_for(p.batch, 1 + kGrain / elements,
                         [&](std::int64_t begin, std::int64_t end) { kernel(p, s, GroupPhase::all, begin, end); });
   const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(s.samples * s.chunks * s.width)]);

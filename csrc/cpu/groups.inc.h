@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "cpu/groups_last.inc.h"
+#include "cpu/norms_row.inc.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
@@ -26,55 +27,17 @@ struct Moments {
   }
 };
 
-// Sums of x - shift and of its square.
-template <typename T> inline void deviations(const T* x, T shift, std::int64_t n, double& first, double& second) {
-  constexpr int lanes = kLanesOf<T>, ways = 4;
-  const Vec<T> by = all(shift);
-  Vec<T> sum[ways] = {}, square[ways] = {};
-  std::int64_t i = 0;
-  for (; i + ways * lanes <= n; i += ways * lanes)
-#pragma GCC unroll 4
-    for (int k = 0; k < ways; ++k) {
-      const Vec<T> d = load(x + i + k * lanes) - by;
-      sum[k] += d;
-      square[k] = fma(d, d, square[k]);
-    }
-  for (; i + lanes <= n; i += lanes) {
-    const Vec<T> d = load(x + i) - by;
-    sum[0] += d;
-    square[0] = fma(d, d, square[0]);
-  }
-  first = second = 0;
-  for (; i < n; ++i) {
-    const double d = static_cast<double>(x[i] - shift);
-    first += d, second += d * d;
-  }
-  first += add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  second += add_lanes((square[0] + square[1]) + (square[2] + square[3]));
-}
-template <typename T> inline double total(const T* x, std::int64_t n) {
-  constexpr int lanes = kLanesOf<T>, ways = 4;
-  Vec<T> sum[ways] = {};
-  std::int64_t i = 0;
-  for (; i + ways * lanes <= n; i += ways * lanes)
-#pragma GCC unroll 4
-    for (int k = 0; k < ways; ++k) sum[k] += load(x + i + k * lanes);
-  for (; i + lanes <= n; i += lanes) sum[0] += load(x + i);
-  double rest = 0;
-  for (; i < n; ++i) rest += static_cast<double>(x[i]);
-  return rest + add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
 template <typename T> inline void add_tile(Moments& to, const T* x, std::int64_t n) {
   const double count = static_cast<double>(n);
-  const T about = static_cast<T>(total(x, n) / count);
-  double first, second;
-  deviations(x, about, n, first, second);
+  const T about = static_cast<T>(moments<true, false>(x, T(0), n).first / count);
+  const auto [first, second] = moments<true, true>(x, about, n);
   to.add(count, static_cast<double>(about) + first / count, second - first * (first / count));
 }
 
-template <Activation A, typename T> inline void normalise(const T* x, GroupChannel<T> c, T* y, std::int64_t n) {
+template <Activation A, bool kStreamed, typename T>
+inline void normalise(const T* x, GroupChannel<T> c, T* y, std::int64_t n) {
   const Vec<T> mean = all(c.mean), factor = all(c.factor), addend = all(c.addend);
-  each_vector<T>(n, [&](std::int64_t i, auto lanes) {
+  each_vector<T, kStreamed>(n, [&](std::int64_t i, auto lanes) {
     lanes.store(y + i, activated<A, T>(fma(Vec<T>(lanes.load(x + i) - mean), factor, addend)));
   });
 }
@@ -100,10 +63,10 @@ inline void differentiate(const T* x, const T* grad, GroupChannel<T> c, T* du, s
   }
 }
 
-template <typename T> inline void gradient(const T* x, const T* du, const T* above, T factor, GroupSlope<T> s, T* to,
-                                           std::int64_t n) {
+template <bool kStreamed, typename T> inline void gradient(const T* x, const T* du, const T* above, T factor,
+                                                           GroupSlope<T> s, T* to, std::int64_t n) {
   const Vec<T> by = all(factor), pivot = all(s.pivot), slope = all(s.slope), offset = all(s.offset);
-  each_vector<T>(n, [&](std::int64_t i, auto lanes) {
+  each_vector<T, kStreamed>(n, [&](std::int64_t i, auto lanes) {
     Vec<T> g = fma(by, lanes.load(du + i), -fma(slope, Vec<T>(lanes.load(x + i) - pivot), offset));
     if (above) g += lanes.load(above + i);
     lanes.store(to + i, g);
@@ -126,7 +89,8 @@ template <typename T> struct GroupBuffers {
   alignas(64) T one[kGroupTile], two[kGroupTile], three[kGroupTile];
 };
 
-template <Activation A, typename T> void forward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+template <Activation A, bool kStreamed, typename T>
+void forward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
   const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
   GroupBuffers<T>& buffer = *held;
   const bool own = !p.std.data;
@@ -146,13 +110,14 @@ template <Activation A, typename T> void forward_slabs(const GroupPlan& p, std::
       const GroupChannel<T> channel = math::group_channel<T>(p, b, c, s.mean, s.rstd);
       const std::int64_t at = p.out.row(b, c) + i;
       T* const y = destination(p, p.out, at, buffer.two);
-      normalise<A>(numbers(p, of, of.row(b, c) + i, n, buffer.one), channel, y, n);
+      normalise<A, kStreamed>(numbers(p, of, of.row(b, c) + i, n, buffer.one), channel, y, n);
       deliver(p, p.out, at, n, y);
     });
   }
 }
 
-template <Activation A, typename T> void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
+template <Activation A, bool kStreamed, typename T>
+void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
   const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
   GroupBuffers<T>& buffer = *held;
   const std::int64_t per = p.per_group();
@@ -182,7 +147,7 @@ template <Activation A, typename T> void backward_slabs(const GroupPlan& p, std:
       if (p.grad_sum.data) above = numbers(p, p.grad_sum, p.grad_sum.row(b, c) + i, n, buffer.two);
       const std::int64_t at = p.out.row(b, c) + i;
       T* const to = destination(p, p.out, at, buffer.three);
-      gradient(x, kept(c, i), above, factor, slope, to, n);
+      gradient<kStreamed>(x, kept(c, i), above, factor, slope, to, n);
       deliver(p, p.out, at, n, to);
     });
   }
@@ -190,8 +155,10 @@ template <Activation A, typename T> void backward_slabs(const GroupPlan& p, std:
 
 template <typename T> void slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
   with_activation(p.activation, [&](auto a) {
-    if (p.backward) backward_slabs<a(), T>(p, begin, end);
-    else forward_slabs<a(), T>(p, begin, end);
+    with_streams<T>(p, [&](auto streamed) {
+      if (p.backward) backward_slabs<a(), streamed(), T>(p, begin, end);
+      else forward_slabs<a(), streamed(), T>(p, begin, end);
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 //
 // A chunk of positions is summed channel by channel (a row of sums in the first cache), the sums of a group's channels
 // and of a sample's chunks are put together in double, then the chunks are read again: from the second or third cache,
-// since a wave of samples is small (cpu/groups.cpp). A sample of one chunk goes through all phases at once.
+// since a wave of samples is small (cpu/groups.cpp); or a thread takes a sample through all of it.
 #pragma once
 
 #include <memory>
@@ -176,8 +176,9 @@ template <typename T> inline void merge_moments(const GroupPlan& p, const GroupC
   }
 }
 
-template <Activation A, typename T> inline void normalise_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from,
-                                                                std::int64_t to, const LastCoefficients<T>& by) {
+template <Activation A, bool kStreamed, typename T>
+inline void normalise_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to,
+                            const LastCoefficients<T>& by) {
   const GroupPlan& p = rows.p;
   const GroupMap& of = p.residual.data ? p.sum : p.x;
   for (std::int64_t i = from; i < to; i += rows.block) {
@@ -186,7 +187,7 @@ template <Activation A, typename T> inline void normalise_chunk(LastRows<T>& row
     const T* const x = rows.read(of, b, i, n, 0, stride);
     T* const y = rows.place(p.out, b, i, 2, out_stride);
     for (std::int64_t r = 0; r < n; ++r)
-      each_vector<T>(p.channels, [&](std::int64_t c, auto lanes) {
+      each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
         const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(by.mean + c);
         lanes.store(y + r * out_stride + c,
                     activated<A, T>(fma(d, lanes.load(by.factor + c), lanes.load(by.addend + c))));
@@ -261,8 +262,9 @@ template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChun
   }
 }
 
-template <Activation A, typename T> inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from,
-                                                                    std::int64_t to, const LastCoefficients<T>& by) {
+template <Activation A, bool kStreamed, typename T>
+inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to,
+                                const LastCoefficients<T>& by) {
   const GroupPlan& p = rows.p;
   for (std::int64_t i = from; i < to; i += rows.block) {
     const std::int64_t n = std::min(rows.block, to - i);
@@ -272,7 +274,7 @@ template <Activation A, typename T> inline void differentiate_chunk(LastRows<T>&
     const T* const above = p.grad_sum.data ? rows.read(p.grad_sum, b, i, n, 3, above_stride) : nullptr;
     T* const out = rows.place(p.out, b, i, 2, out_stride);
     for (std::int64_t r = 0; r < n; ++r)
-      each_vector<T>(p.channels, [&](std::int64_t c, auto lanes) {
+      each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
         const Vec<T> v = lanes.load(x + r * stride + c), factor = lanes.load(by.factor + c);
         const Vec<T> u = fma(Vec<T>(v - lanes.load(by.mean + c)), factor, lanes.load(by.addend + c));
         const Vec<T> du = through<A, T>(u, lanes.load(grad + r * grad_stride + c));
@@ -286,64 +288,59 @@ template <Activation A, typename T> inline void differentiate_chunk(LastRows<T>&
   }
 }
 
-template <Activation A, typename T>
+template <Activation A, bool kStreamed, typename T>
 void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
   const std::int64_t held = kGroupCoefficients * p.channels;
-  if (phase == GroupPhase::prepare || phase == GroupPhase::merge) {
-    for (std::int64_t k = begin; k < end; ++k) {
-      const LastCoefficients<T> to(static_cast<T*>(s.coefficients) + k * held, p.channels);
-      if (phase == GroupPhase::prepare) {
-        forward_coefficients(p, s.first + k, to);
-        continue;
-      }
-      const double* const partial = s.partial + k * s.chunks * s.width;
-      if (p.backward) merge_sums(p, s, s.first + k, partial, to);
-      else merge_moments(p, s, s.first + k, partial, to);
-    }
-    return;
-  }
   LastRows<T> rows(p);
+  const auto sum = [&](std::int64_t b, std::int64_t k, const LastCoefficients<T>& by, double* partial) {
+    const std::int64_t from = k * s.positions, to = std::min(p.positions, from + s.positions);
+    if (p.backward) chunk_sums<A>(rows, b, from, to, by, partial + k * s.width);
+    else if (!p.std.data || p.residual.data) chunk_moments(rows, b, from, to, partial + k * s.width);
+  };
+  const auto merge = [&](std::int64_t b, const LastCoefficients<T>& by, const double* partial) {
+    if (p.backward) merge_sums(p, s, b, partial, by);
+    else merge_moments(p, s, b, partial, by);
+  };
+  const auto apply = [&](std::int64_t b, std::int64_t k, const LastCoefficients<T>& by) {
+    const std::int64_t from = k * s.positions, to = std::min(p.positions, from + s.positions);
+    if (p.backward) differentiate_chunk<A, kStreamed>(rows, b, from, to, by);
+    else normalise_chunk<A, kStreamed>(rows, b, from, to, by);
+  };
   if (phase == GroupPhase::all) {
     const std::unique_ptr<T[]> own(new T[static_cast<std::size_t>(held)]);
-    const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(s.width)]);
+    const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(s.chunks * s.width)]);
     const LastCoefficients<T> by(own.get(), p.channels);
     for (std::int64_t b = begin; b < end; ++b) {
-      if (p.backward) {
-        forward_coefficients(p, b, by);
-        chunk_sums<A>(rows, b, 0, p.positions, by, partial.get());
-        merge_sums(p, s, b, partial.get(), by);
-        differentiate_chunk<A>(rows, b, 0, p.positions, by);
-      } else {
-        if (!p.std.data || p.residual.data) chunk_moments(rows, b, 0, p.positions, partial.get());
-        merge_moments(p, s, b, partial.get(), by);
-        normalise_chunk<A>(rows, b, 0, p.positions, by);
-      }
+      if (p.backward) forward_coefficients(p, b, by);
+      for (std::int64_t k = 0; k < s.chunks; ++k) sum(b, k, by, partial.get());
+      merge(b, by, partial.get());
+      for (std::int64_t k = 0; k < s.chunks; ++k) apply(b, k, by);
     }
     return;
   }
   for (std::int64_t item = begin; item < end; ++item) {
-    const std::int64_t k = item / s.chunks, b = s.first + k, from = item % s.chunks * s.positions;
-    const std::int64_t to = std::min(p.positions, from + s.positions);
-    const LastCoefficients<T> by(static_cast<T*>(s.coefficients) + k * held, p.channels);
-    double* const partial = s.partial + item * s.width;
-    if (phase == GroupPhase::apply) {
-      if (p.backward) differentiate_chunk<A>(rows, b, from, to, by);
-      else normalise_chunk<A>(rows, b, from, to, by);
-    } else if (p.backward) {
-      chunk_sums<A>(rows, b, from, to, by, partial);
-    } else if (!p.std.data || p.residual.data) {
-      chunk_moments(rows, b, from, to, partial);
-    }
+    const bool samples = phase == GroupPhase::prepare || phase == GroupPhase::merge;
+    const std::int64_t at = samples ? item : item / s.chunks, b = s.first + at, k = item % s.chunks;
+    const LastCoefficients<T> by(static_cast<T*>(s.coefficients) + at * held, p.channels);
+    double* const partial = s.partial + at * s.chunks * s.width;
+    if (phase == GroupPhase::prepare) forward_coefficients(p, b, by);
+    else if (phase == GroupPhase::sums) sum(b, k, by, partial);
+    else if (phase == GroupPhase::merge) merge(b, by, partial);
+    else apply(b, k, by);
   }
 }
 
 }  // namespace
 
 void group_last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
-  with_activation(p.activation, [&](auto a) {
-    if (p.wide) last<a(), double>(p, s, phase, begin, end);
-    else last<a(), float>(p, s, phase, begin, end);
-  });
+  const auto run = [&](auto t) {
+    using T = decltype(t);
+    with_activation(p.activation, [&](auto a) {
+      with_streams<T>(p, [&](auto streamed) { last<a(), streamed(), T>(p, s, phase, begin, end); });
+    });
+  };
+  if (p.wide) run(double{});
+  else run(float{});
 }
 
 }  // namespace fokker::cpu::FK_ISA

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cpu/groups.h"
-#include "cpu/sde_operand.inc.h"
+#include "cpu/sde_tile.inc.h"
 #include "math/group_norm.h"
 
 namespace fokker::cpu::FK_ISA {
@@ -42,15 +42,18 @@ template <typename T> struct Lanes {
 #endif
   }
 };
-template <typename T> struct AllLanes {
+template <typename T, bool kStreamed> struct AllLanes {
   Vec<T> load(const T* p) const { return FK_ISA::load(p); }
-  void store(T* p, Vec<T> v) const { FK_ISA::store(p, v); }
+  void store(T* p, Vec<T> v) const {
+    if constexpr (kStreamed) stream(p, v);
+    else FK_ISA::store(p, v);
+  }
 };
 
-// f(i, lanes) over [0, n), a vector at a time.
-template <typename T, typename F> inline void each_vector(std::int64_t n, F&& f) {
+// f(i, lanes) over [0, n), a vector at a time; what is stored may go past the cache.
+template <typename T, bool kStreamed = false, typename F> inline void each_vector(std::int64_t n, F&& f) {
   std::int64_t i = 0;
-  for (; i + kLanesOf<T> <= n; i += kLanesOf<T>) f(i, AllLanes<T>{});
+  for (; i + kLanesOf<T> <= n; i += kLanesOf<T>) f(i, AllLanes<T, kStreamed>{});
   if (i < n) f(i, Lanes<T>{static_cast<int>(n - i)});
 }
 
@@ -90,6 +93,16 @@ template <typename F> inline void with_activation(Activation a, F&& f) {
 
 template <typename T> inline bool native(const GroupPlan& p) {
   return p.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+}
+// f(whether results are written past the cache): those that no cache would hold until they are read, in whole vectors.
+template <typename T, typename F> inline void with_streams(const GroupPlan& p, F&& f) {
+  const std::int64_t bytes = p.batch * p.channels * p.positions * std::int64_t(sizeof(T));
+  const auto placed = [](std::int64_t number) { return number * std::int64_t(sizeof(T)) % kVectorBytes == 0; };
+  const bool fits = reinterpret_cast<std::uintptr_t>(p.out.data) % kVectorBytes == 0 && placed(p.out.batch_stride) &&
+                    placed(p.out.row_stride);
+  if (!native<T>(p) || bytes < kStreamBytes || !fits || p.out.data == p.x.data) return f(std::false_type{});
+  f(std::true_type{});
+  finish_streams();
 }
 // Numbers [at, at + n) of a tensor, where they lie or converted into `buffer`.
 template <typename T>

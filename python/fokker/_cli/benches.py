@@ -341,6 +341,7 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     yield from _vmf()
     yield from _sampling()
     yield from _random()
+    from .benches_denoiser_groups import benches as group_benches
     from .benches_density import benches as density_benches
     from .benches_kde import benches as kde_benches
     from .benches_schedulers import benches as scheduler_benches
@@ -350,3 +351,4 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     yield from density_benches()
     yield from sde_benches()
     yield from scheduler_benches()
+    yield from group_benches()
