@@ -199,11 +199,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(TRITON == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
 def test_triton_interpreted_in_a_process():
     pytest.importorskip("triton")
+    here = Path(__file__).parent
+    files = [__file__, str(here / "test_particles.py"), str(here / "test_absorb.py")]
+    chosen = "by_triton or (equals_the_reference and triton)"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "by_triton"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
         cwd=Path(__file__).parents[1],
         capture_output=True,

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, kde, kde_pairs, random, sde, sde_vjp, vmf
+from fokker.triton_kernels import bessel, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -119,6 +119,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
             yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
         yield from random_variants(dtype)
         yield from step_variants(dtype)
+        yield from particle_variants(dtype)
     yield from density_sums()
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
@@ -154,6 +155,21 @@ def step_variants(dtype: torch.dtype) -> Iterator[Variant]:
     }
     for name, constants in forms.items():
         yield Variant(f"sde {name}", "random", sde_vjp.vjp_kernel, dtype, pointers, constants, kinds)
+
+
+def particle_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Resampling, and the absorbing step."""
+    integers = {a: "*i64" for a in ("seed_at", "step_at", "ids", "tokens", "ancestors")}
+    counters = {"SEED": True, "STEP": True, "IDS": True}
+    scalars = {a: "i64" for a in ("seed", "step", "first_id", "n", "count", "length", "size", "mask_id")}
+    kinds = integers | scalars | {"work": "*fp64", "probability": "*fp32"}
+    for name, constants in {"systematic": {"METHOD": 0}, "residual": {"METHOD": 3}}.items():
+        constants |= {**counters, "THRESHOLD": 0.5}
+        pointers = ("log_weights", "new_weights", "sizes")
+        yield Variant(f"resample {name}", "resample", particles.resample_kernel, dtype, pointers, constants, kinds)
+    constants = {**counters, "SCALE": 1.0, "GREEDY": False, "WIDE": dtype is torch.float64}
+    absorb = kinds | {"out": "*i64"}
+    yield Variant("absorb", "random", particles.absorb_kernel, dtype, ("logits",), constants, absorb)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:
@@ -212,7 +228,7 @@ def main() -> int:
             "SPILLS": used["STACK"] > 0 or used["LOCAL"] > 0,
             "FLOAT64": variant.dtype is torch.float32
             and not variant.table.startswith("kde")
-            and "sums" not in variant.kernel.arg_names  # which are float64
+            and {"sums", "work"}.isdisjoint(variant.kernel.arg_names)  # which are float64
             and FLOAT64_INSTRUCTION.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }

@@ -34,6 +34,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "vmf": {torch.float32: Configuration(256, 4), torch.float64: Configuration(128, 4)},
     "kde": {torch.float32: Configuration(64, 8, None, 32), torch.float64: Configuration(32, 4, None, 32)},
     "kde_products": {torch.float32: Configuration(64, 8, None, 32)},
+    "resample": {torch.float32: Configuration(128, 4, 128)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }
 

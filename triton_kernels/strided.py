@@ -85,6 +85,7 @@ def load(pointer, at, mask, other):
 def store(pointer, i, x, mask):
     """Elements in the type of the result. bfloat16 is rounded by hand: the interpreter's conversion truncates."""
     if pointer.dtype.element_ty == tl.bfloat16:
+        x = x.to(tl.float32)
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)

@@ -119,7 +119,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
             tolerance={torch.float64: 1e-30, torch.float32: 1e-30},
             same_dtype=True,
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
             flops=40.0,
         )
     )
@@ -134,7 +133,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
             tolerance={torch.float64: 1e-30, torch.float32: 1e-30},
             same_dtype=True,
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
             flops=13 * 40.0,
         )
     )

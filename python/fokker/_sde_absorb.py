@@ -76,6 +76,12 @@ def _kernel(module: Any) -> Kernel:
     return run
 
 
+def _triton(*args: Any) -> Tensor:
+    from .triton_kernels import particles
+
+    return particles.absorb_step(*args)
+
+
 def _no_gradient(needs: Any, saved: Any, extra: Any, grad: Any) -> tuple[None, ...]:
     return (None,) * len(needs)  # a draw
 
@@ -86,7 +92,7 @@ op = Op(
     tensors=6,
     reference=_reference,
     fake=_fake,
-    kernels=native_kernels(_kernel),
+    kernels={**native_kernels(_kernel), "triton": _triton},
     backward=_no_gradient,
 )
 

@@ -85,6 +85,14 @@ def _kernel(module: Any) -> Kernel:
     return run
 
 
+def _triton(log_weights: Tensor, seed: Any, step: Any, ids: Any, method: int, count: int, *rest: Any) -> Any:
+    from .triton_kernels import particles
+
+    return particles.resample(
+        log_weights, seed, step, ids, method, *rest, _fake(log_weights, seed, step, ids, method, count)
+    )
+
+
 def _no_gradient(needs: Any, saved: Any, extra: Any, *grads: Any) -> tuple[None, ...]:
     return (None,) * len(needs)  # which particles survive is a matter of chance
 
@@ -97,7 +105,7 @@ op = Op(
     tensors=4,
     reference=_reference,
     fake=_fake,
-    kernels=native_kernels(_kernel),
+    kernels={**native_kernels(_kernel), "triton": _triton},
     backward=_no_gradient,
 )
 
