@@ -98,8 +98,13 @@ def times_of_sigmas(process: Process, sigmas: Any) -> Tensor:
 
 
 def check_times(process: Any, times: Any, forward: bool = False) -> Tensor:
-    """Times as a float64 tensor: two or more, finite, within [0, t_max], falling (``forward``: rising)."""
+    """Times as a float64 tensor: two or more, finite, within [0, t_max], falling (``forward``: rising).
+
+    ``(B, n)``: of each sample.
+    """
     t = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
+    if t.dim() == 2 and len(t):
+        return torch.stack([check_times(process, row, forward) for row in t])
     if t.dim() != 1 or len(t) < 2:
         raise ValueError(f"times must be a sequence of two or more, got shape {tuple(t.shape)}")
     if not bool(t.isfinite().all()):
@@ -125,8 +130,9 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 def make_times(process: Any, steps: int | None, times: Any, grid: str | Callable[..., Tensor], forward: bool) -> Tensor:
     """The times of a run: those given, or a grid's."""
     if times is not None:
-        if steps is not None and len(torch.as_tensor(times)) != steps + 1:
-            raise ValueError(f"times must hold steps + 1 = {steps + 1} numbers, got {len(torch.as_tensor(times))}")
+        count = torch.as_tensor(times).shape[-1] if torch.as_tensor(times).dim() else 0
+        if steps is not None and count != steps + 1:
+            raise ValueError(f"times must hold steps + 1 = {steps + 1} numbers, got {count}")
         return check_times(process, times, forward)
     if steps is None:
         raise ValueError("give steps or times")

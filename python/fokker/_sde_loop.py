@@ -19,7 +19,7 @@ class State(NamedTuple):
     """A run between two steps: what a callback sees, and what `sample` can start from."""
 
     step: int  #: the next one
-    time: float  #: where x is
+    time: Any  #: where x is: a float, or ``(B,)`` where each sample has its own times
     x: Tensor
     history: tuple[Tensor | None, ...] = ()  #: earlier predictions, in the form the sampler keeps, the newest first
     kept: Tensor | None = None  #: the state a predictor-corrector steps from
@@ -33,7 +33,7 @@ def make_bar(progress: bool, t: Tensor, first: int) -> Any:
         from tqdm.auto import tqdm
     except ImportError:
         return None
-    return tqdm(total=len(t) - 1, initial=first, desc="sample", leave=False)
+    return tqdm(total=t.shape[-1] - 1, initial=first, desc="sample", leave=False)
 
 
 class Loop:
@@ -57,12 +57,14 @@ class Loop:
         x = state.x
         batch, dtype, device = x.shape[0], x.dtype, x.device
         self.tables = self.plan.to(dtype, device)
-        times = torch.tensor(self.plan.times, dtype=torch.float64)
+        times = torch.as_tensor(self.plan.times, dtype=torch.float64)
         if self.edm is not None:
             self.scales = [(float(self.edm.sigma(v)) ** 2 + self.edm.sigma_data**2) ** -0.5 for v in times.tolist()]
             times = torch.log(self.edm.sigma(times)) / 4
-        self.times = times.to(dtype)[:, None].repeat(1, batch).to(device)
-        self.targets = torch.tensor(self.plan.targets).to(dtype)[:, None].repeat(1, batch).to(device)
+        self.times, self.targets = (
+            (c if c.dim() == 2 else c[:, None].repeat(1, batch)).to(dtype).to(device)
+            for c in (times, torch.as_tensor(self.plan.targets))
+        )
         shares = [(op.share, 1 - op.share) for op in self.plan.ops if op.call is not None]
         self.shares = torch.tensor(shares, dtype=torch.float64).to(dtype).to(device)
         self.first_bad = torch.full((), len(times), dtype=torch.int64, device=device) if self.check else None
@@ -81,7 +83,7 @@ class Loop:
                     bar.update()
                 if callback is not None:
                     history = tuple(registers[f"m{k}"] for k in range(depth))
-                    at = float(self.t[step + 1])
+                    at = float(self.t[step + 1]) if self.t.dim() == 1 else self.t[:, step + 1]
                     given = callback(State(step + 1, at, x, history, registers["s"]))
                     x = x if given is None else self._replaced(given, x, later)
         if bar is not None:

@@ -14,7 +14,7 @@ from ._sde_grids import make_times
 from ._sde_interpolants import StochasticInterpolant
 from ._sde_loop import Loop, State, make_bar
 from ._sde_samplers import Sampler
-from ._sde_table import Table, fold
+from ._sde_table import Table, fold, stacked
 
 __all__ = ["Run", "State", "sample", "table"]
 
@@ -39,7 +39,10 @@ def table(
     guidance: Callable[[float], float] | None = None,
     copy: bool = False,
 ) -> Table:
-    """A sampler's affine steps between given times, in float64: what `sample` runs."""
+    """A sampler's affine steps between given times, in float64: what `sample` runs; times ``(B, n)`` of each sample."""
+    if times.dim() == 2:
+        kinds = {"prediction": prediction, "clip": clip, "guidance": guidance, "copy": copy}
+        return stacked([table(process, sampler, row, **kinds) for row in times])
     return fold(
         sampler.rows(process, times), process, sampler.native, prediction, clip=clip, guidance=guidance, copy=copy
     )
@@ -89,7 +92,8 @@ def sample(
         shape: ``(B, ...)`` of the result.
         steps, times, grid: the number of steps on a grid ("uniform", "karras", "log_snr", "logit_normal" or a function
             of process and steps; the process's own where None), or the times themselves, falling (rising for a forward
-            interpolant).
+            interpolant): one sequence, or ``(B, steps + 1)`` with a row for each sample, as a start that is of another
+            noise level in each needs (about a millisecond a row, once; not for prediction "edm" or brownian noise).
         seed: int in [0, 2^64) or an int64 tensor on the device; None: drawn from torch's generator.
         prediction: what the model returns: "x0" (the default), "epsilon", "v", "score", "flow" or "edm". Not for
             samplers whose model returns something of its own (geometric, consistency trajectory, interpolants).
@@ -151,8 +155,14 @@ def sample(
         if guide is None and unconditional is None:
             raise ValueError("guidance needs a guide, or the keywords of an unconditional call")
         guide = functools.partial(guide or model, **(condition or {} if unconditional is None else unconditional))
+    if t.dim() == 2 and (len(t) != size[0] or prediction == "edm" or noise == "brownian"):
+        raise ValueError(
+            f"times of each sample must be ({size[0]}, steps + 1), got {tuple(t.shape)}, and go neither with "
+            "prediction='edm' nor with noise='brownian'"
+        )
     plan = table(
-        process, sampler, t[offset:], prediction=prediction or ("x0" if sampler.native in _NATIVE else sampler.native),
+        process, sampler, t[..., offset:],
+        prediction=prediction or ("x0" if sampler.native in _NATIVE else sampler.native),
         clip=clip is not None, guidance=weight, copy=static_output,
     )  # fmt: skip
     run = Loop(
@@ -194,12 +204,14 @@ def _start(
     dtype: torch.dtype, device: torch.device,
 ) -> tuple[State, int]:  # fmt: skip
     """The first state, and from which time on the table is made."""
-    count = len(t) - 1
+    count = t.shape[-1] - 1
     if isinstance(start, State):
         start_step = start.step
     if not isinstance(start_step, int) or not 0 <= start_step <= count:
         raise ValueError(f"start_step must be an int in [0, {count}], got {start_step!r}")
-    at = float(t[start_step])
+    at = float(t[start_step]) if t.dim() == 1 else t[:, start_step]
+    if t.dim() == 2 and start is None:
+        raise ValueError("times of each sample need start, the states there")
     if start is None:
         if start_step:
             raise ValueError(f"start_step={start_step} needs start, the state there")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .reference.random import Stream
 
-__all__ = ["Op", "Row", "Table", "fold"]
+__all__ = ["Op", "Row", "Table", "fold", "stacked"]
 
 PREDICTIONS = ("x0", "epsilon", "v", "score", "flow", "edm")
 
@@ -73,8 +73,28 @@ class Table:
     calls: int
 
     def to(self, dtype: torch.dtype, device: Any) -> list[Tensor]:
-        """The weights by pattern, ``(rows, C)`` or ``(rows, R, C)``."""
-        return [torch.tensor(w, dtype=torch.float64).to(dtype).to(device) for w in self.weights]
+        """The weights by pattern, ``(rows, C)`` or ``(rows, R, C)``; of `stacked`, with a B after the rows."""
+        return [torch.as_tensor(w, dtype=torch.float64).to(dtype).to(device) for w in self.weights]
+
+
+def stacked(tables: Sequence[Table]) -> Table:
+    """One table of samples that have each their own times: the same rows, weights and times with a place a sample."""
+
+    def shape(table: Table) -> list[Op]:
+        return [op._replace(time=None) for op in table.ops]
+
+    first = tables[0]
+    if any(shape(t) != shape(first) for t in tables[1:]):
+        raise ValueError(
+            "times of each sample need a sampler whose rows differ in their weights alone: no Langevin rule, step "
+            "log-probabilities or guidance by time, and churn for all samples or none"
+        )
+    every = [torch.tensor(w, dtype=torch.float64) for t in tables for w in t.weights]
+    count = len(first.weights)
+    weights: list[Any] = [torch.stack(every[k::count], 1) for k in range(count)]
+    times: Any = torch.tensor([t.times for t in tables], dtype=torch.float64).T
+    targets: Any = torch.tensor([t.targets for t in tables], dtype=torch.float64).T
+    return Table(first.ops, weights, times, targets, first.depth, first.calls)
 
 
 def _parts(process: Any, t: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -346,9 +346,11 @@ def benches(points: int = 8192) -> Iterator[Bench]:
     from .benches_kde import benches as kde_benches
     from .benches_schedulers import benches as scheduler_benches
     from .benches_sde import benches as sde_benches
+    from .benches_systems import benches as systems_benches
 
     yield from kde_benches()
     yield from density_benches()
     yield from sde_benches()
     yield from scheduler_benches()
     yield from group_benches()
+    yield from systems_benches()
