@@ -36,7 +36,7 @@ def test_concrete_score_is_the_ratio_of_the_noisy_law():
 
     def noisy(x):
         closed = x == MASK
-        fits = (closed | (SEQUENCES == x)).all(1)
+        fits = (closed | (x == SEQUENCES)).all(1)
         m = float(PROCESS.masked(t))
         return float(LAW[fits].sum()) * m ** int(closed.sum()) * (1 - m) ** int((~closed).sum())
 
