@@ -189,6 +189,11 @@ def registration_arguments(name: str):
         "affine_softmax": (unit, unit[:3], k[:3]),
         "affine_logsumexp_backward": (unit, unit[:3], k[:3], k),
         "affine_moments": (unit, unit[:3], k[:3], k),
+        "gaussian_log_sum": (unit, unit[:3], unit[:3, :, None] * unit[:3, None], k[:3], True),
+        "gaussian_joint": (unit, unit[:3], k[:5].expand(1, 5), k[:3], False, True),
+        "gaussian_pull": (torch.outer(k[:3], k), unit, unit[:3], unit[:3], unit[3:]),
+        "gaussian_moments": (torch.outer(k[:3], k), unit, unit[:3], True),
+        "pair_distances": (unit[None], unit[None, :4] + 0.1, k[None, :4], True),
     }
     if name.startswith("kde_"):
         return density_arguments(name, unit)

@@ -1,5 +1,7 @@
 // The _cpu module: every op's binding over the CPU launchers.
 #include "bind/group_ops.h"
+#include "bind/distance_ops.h"
+#include "bind/gaussian_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/norm_ops.h"
 #include "bind/ops.h"
@@ -7,6 +9,8 @@
 #include "bind/sde_ops.h"
 #include "cpu/backend.h"
 #include "cpu/groups.h"
+#include "cpu/distance.h"
+#include "cpu/gaussian.h"
 #include "cpu/kde.h"
 #include "cpu/limits.h"
 #include "cpu/norms.h"
@@ -73,6 +77,11 @@ struct Cpu {
   static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard&) {
     cpu::row_logsumexp<T>(logits, bias, n, k, out, softmax);
   }
+  static constexpr bool adjacent_queries = false;
+  static void distance_sums(const fokker::DistanceSums& p, Guard&) { cpu::distance_sums(p); }
+  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard&) { cpu::gaussian_joint<T>(p); }
+  template <typename T> static void gaussian_pull(const fokker::GaussianPull& p, Guard&) { cpu::gaussian_pull<T>(p); }
+  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard&) { cpu::gaussian_moments<T>(p); }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard&) { cpu::kde_sums<T>(s); }
   static void random_fill(const fokker::RandomPlan& p, Guard&) { cpu::random_fill(p); }
   static constexpr bool folds = true;
@@ -92,6 +101,8 @@ struct Cpu {
 PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   m.doc() = "fokker's CPU kernels; called through the public functions, which check and promote.";
   fokker::bind::bind_ops<Cpu>(m);
+  fokker::bind::bind_distance_ops<Cpu>(m);
+  fokker::bind::bind_gaussian_ops<Cpu>(m);
   fokker::bind::bind_kde_ops<Cpu>(m);
   fokker::bind::bind_sde_ops<Cpu>(m);
   fokker::bind::bind_particle_ops<Cpu>(m);

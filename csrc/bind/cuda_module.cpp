@@ -1,8 +1,12 @@
 // Built twice: as _cuda over the GPU, and as _emu (FOKKER_EMU), where the same kernels run on the host.
+#include "bind/distance_ops.h"
+#include "bind/gaussian_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
 #include "bind/sde_ops.h"
+#include "cuda/distance.h"
+#include "cuda/gaussian.h"
 #include "cuda/kernels.h"
 #include "cuda/particles.h"
 #include "cuda/sde_launch.h"
@@ -78,6 +82,11 @@ struct Cuda {
   static void row_logsumexp(T* logits, const T* bias, std::int64_t n, std::int64_t k, T* out, bool softmax, Guard& g) {
     cuda::row_logsumexp<T>(logits, bias, n, k, out, softmax, g.stream);
   }
+  static constexpr bool adjacent_queries = true;
+  static void distance_sums(const fokker::DistanceSums& p, Guard& g) { cuda::distance_sums(p, g.stream); }
+  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard& g) { cuda::gaussian_joint<T>(p, g.stream); }
+  template <typename T> static void gaussian_pull(const fokker::GaussianPull& p, Guard& g) { cuda::gaussian_pull<T>(p, g.stream); }
+  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard& g) { cuda::gaussian_moments<T>(p, g.stream); }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard& g) { cuda::kde_sums<T>(s, g.stream); }
   static void random_fill(const fokker::RandomPlan& p, Guard& g) { cuda::random_fill(p, g.stream); }
   static constexpr bool folds = false;
@@ -96,6 +105,8 @@ struct Cuda {
 
 PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cuda>(m);
+  fokker::bind::bind_distance_ops<Cuda>(m);
+  fokker::bind::bind_gaussian_ops<Cuda>(m);
   fokker::bind::bind_kde_ops<Cuda>(m);
   fokker::bind::bind_sde_ops<Cuda>(m);
   fokker::bind::bind_particle_ops<Cuda>(m);

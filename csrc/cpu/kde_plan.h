@@ -10,33 +10,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "common/kde_sums.h"
+#include "cpu/aligned.h"
 
 namespace fokker::cpu {
 
 enum class Metric { product, square, absolute };
-
-template <typename T> class AlignedArray {
- public:
-  void resize(std::int64_t n) {
-    if (n <= size_) return;
-    data_.reset(static_cast<T*>(::operator new(static_cast<std::size_t>(n) * sizeof(T), std::align_val_t(64))));
-    size_ = n;
-  }
-  T* get() const { return data_.get(); }
-  T& operator[](std::int64_t i) const { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T, Free> data_;
-  std::int64_t size_ = 0;
-};
 
 struct KdeShape {
   int rows;                  // queries of a micro-kernel

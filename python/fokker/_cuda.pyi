@@ -31,6 +31,35 @@ def bessel_hess(
     dxx: torch.Tensor | None,
 ) -> None: ...
 def device_count() -> int: ...
+def distance_sums(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum: torch.Tensor, slope: torch.Tensor | None
+) -> None: ...
+def gaussian_joint(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    root: torch.Tensor,
+    bias: torch.Tensor,
+    triangular: bool,
+    joint: torch.Tensor | None,
+    log_sum: torch.Tensor | None,
+    shares: bool,
+) -> None: ...
+def gaussian_moments(
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    mass: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+) -> None: ...
+def gaussian_pull(
+    weight: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    pull: torch.Tensor,
+    offset: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None: ...
 def init(tensor: type, parameter: type, cuda_error: object) -> None: ...
 def kde_sums(
     x: torch.Tensor,

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._gaussian_tiles import _LOG_2_PI, Factors, component_tiles, log_sum, query_rows, terms
+from ._gaussian_ops import gaussian_joint, gaussian_moments, row_tiles
+from ._gaussian_tiles import _LOG_2_PI, Factors, component_tiles, log_sum, terms
+from ._gaussian_whitened import whiten
 
 _LOST = 1e-12  # share of the weight below which a component has no points to say where it is
 
@@ -30,15 +32,10 @@ class Parameters(NamedTuple):
     covariance: tuple[Tensor, ...]
 
     def factors(self) -> Factors:
-        """The covariance as tiles take it."""
+        """A low-rank covariance as tiles take it."""
         first = self.covariance[0]
-        if self.kind in ("isotropic", "diag"):
-            return Factors(self.kind, first)
-        values, vectors = torch.linalg.eigh(first.mT @ first if self.kind == "lowrank" else first)
-        values = values.clamp(min=0.0)
-        if self.kind == "lowrank":
-            return Factors("lowrank", first, self.covariance[1], vectors, values)
-        return Factors("full", None, None, vectors, values)
+        values, vectors = torch.linalg.eigh(first.mT @ first)
+        return Factors("lowrank", first, self.covariance[1], vectors, values.clamp(min=0.0))
 
 
 class Sums(NamedTuple):
@@ -71,35 +68,45 @@ def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
 
     A labelled row belongs to its component, and counts log w_k N(x; mu_k, S_k). ``fixed`` (n,) labels all rows.
     """
-    k, d = now.means.shape
-    factors = now.factors()
+    k = now.means.shape[0]
     sums = _empty(now)
     total = 0.0
-    log_w = torch.log(now.weights)
-    one = torch.ones(1, dtype=torch.float64)
+    densities = joint_of(now)
     labels = fixed if fixed is not None else rows.labels
-    step = query_rows(len(rows.x), k, d)
-    for begin in range(0, len(rows.x), step):
-        x, w = rows.x[begin : begin + step].double(), rows.weights[begin : begin + step].double()
-        tiles = list(component_tiles(k, len(x), d))
-        logits = []
-        for i, j in tiles:
-            found = terms(x - now.means[i:j, None, :], factors.cut(i, j), one, 0.0 * one)
-            logits.append(log_w[i:j, None] - 0.5 * (found.squared + found.log_det + d * _LOG_2_PI))
-        joint = torch.cat(logits)
-        lse = log_sum(joint, 0)
-        share = torch.exp(joint - torch.where(lse == -math.inf, 0.0, lse))
+    for begin, end in row_tiles(len(rows.x), k, rows.x.device):
+        x, w = rows.x[begin:end].double(), rows.weights[begin:end].double()
+        lse, share = densities(x, labels is None)
         if labels is not None:
-            label = labels[begin : begin + step]
+            label, joint = labels[begin:end], share
             known = label >= 0
             at = label.clamp(min=0)
+            share = torch.exp(joint - torch.where(lse == -math.inf, 0.0, lse))
             share = torch.where(known, torch.nn.functional.one_hot(at, k).mT.double(), share)
             lse = torch.where(known, joint.gather(0, at[None])[0], lse)
         total += float((w * lse).sum())
-        share = share * w
-        for i, j in tiles:
-            _accumulate(sums, now, share[i:j], x - now.means[i:j, None, :], i, j)
+        _accumulate(sums, now, share * w, x)
     return Sums(*sums, total)
+
+
+def joint_of(now: Parameters) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+    """(x, shares) -> the log densities of points (n,), and the joint ones or the shares (K, n)."""
+    d, log_w = now.means.shape[1], torch.log(now.weights)
+    if now.kind == "lowrank":
+        factors, one = now.factors(), torch.ones(1, dtype=torch.float64)
+
+        def low_rank(x: Tensor, shares: bool) -> tuple[Tensor, Tensor]:
+            logits = []
+            for i, j in component_tiles(len(now.means), len(x), d):
+                found = terms(x - now.means[i:j, None, :], factors.cut(i, j), one, 0.0 * one)
+                logits.append(log_w[i:j, None] - 0.5 * (found.squared + found.log_det + d * _LOG_2_PI))
+            joint = torch.cat(logits)
+            lse = log_sum(joint, 0)
+            return lse, torch.exp(joint - torch.where(lse == -math.inf, 0.0, lse)) if shares else joint
+
+        return low_rank
+    white = whiten("full" if now.kind == "tied" else now.kind, now.covariance[0], d)
+    bias = white.bias(log_w)
+    return lambda x, shares: gaussian_joint(x, now.means, white.root, bias, white.triangular, shares)
 
 
 def _empty(now: Parameters) -> tuple[Tensor, ...]:
@@ -109,23 +116,21 @@ def _empty(now: Parameters) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(s, dtype=torch.float64) for s in zeros)
 
 
-def _accumulate(sums: tuple[Tensor, ...], now: Parameters, share: Tensor, delta: Tensor, i: int, j: int) -> None:
+def _accumulate(sums: tuple[Tensor, ...], now: Parameters, share: Tensor, x: Tensor) -> None:
     mass, first, second, square = sums
-    mass[i:j] += share.sum(1)
-    scaled = share[..., None] * delta
-    first[i:j] += scaled.sum(1)
-    if now.kind == "isotropic":
-        second[i:j] += (scaled * delta).sum((1, 2))
-    elif now.kind == "diag":
-        second[i:j] += (scaled * delta).sum(1)
-    elif now.kind == "full":
-        second[i:j] += scaled.mT @ delta
-    elif now.kind == "tied":
-        d = delta.shape[-1]
-        second[0] += scaled.reshape(-1, d).mT @ delta.reshape(-1, d)
-    else:
-        second[i:j] += scaled.mT @ (delta @ now.covariance[0][i:j])
-        square[i:j] += (scaled * delta).sum((1, 2))
+    if now.kind == "lowrank":
+        mass += share.sum(1)
+        for i, j in component_tiles(len(mass), len(x), x.shape[1]):
+            delta = x - now.means[i:j, None, :]
+            scaled = share[i:j, :, None] * delta
+            first[i:j] += scaled.sum(1)
+            second[i:j] += scaled.mT @ (delta @ now.covariance[0][i:j])
+            square[i:j] += (scaled * delta).sum((1, 2))
+        return
+    here = gaussian_moments(share, x, now.means, now.kind in ("full", "tied"))
+    mass += here[0]
+    first += here[1]
+    second += here[2].sum(1) if now.kind == "isotropic" else here[2].sum(0) if now.kind == "tied" else here[2]
 
 
 def maximise(sums: Sums, last: Parameters, floor: float) -> Parameters:

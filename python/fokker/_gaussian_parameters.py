@@ -67,6 +67,7 @@ class Mixture:
         self.covariance: Any = parts if kind == "lowrank" else parts[0]
         self._parts = parts
         self._spectrum: tuple[int, Tensor, Tensor] | None = None
+        self._checked: int | None = None
         # Only where nobody waits for a device; elsewhere what is wrong gives NaN.
         if device.type == "cpu" and not _transformed():
             self._check_values()
@@ -160,6 +161,31 @@ class Mixture:
         if keep:
             self._spectrum = (source._version, vectors, values)
         return vectors, values
+
+    def symmetric(self) -> Tensor:
+        """The isotropic, diagonal or full covariance in float64 with a dimension of K or of one in front.
+
+        On the CPU a full one is checked, once.
+        """
+        if self.covariance_type == "full":
+            self._check_semidefinite()
+            found = self._symmetric()
+        else:
+            found = self._parts[0].double()
+        return found[None] if self.shared else found
+
+    def _check_semidefinite(self) -> None:
+        source = self._parts[0]
+        plain = not _transformed() and type(source) in (Tensor, torch.nn.Parameter) and not source.is_inference()
+        if not plain or source.device.type != "cpu" or self._checked == source._version:
+            return
+        with torch.no_grad():
+            s = self._symmetric()
+            jitter = 1e-6 * s.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
+            unit = torch.eye(self.dim, dtype=s.dtype)
+            if bool(torch.linalg.cholesky_ex(s + jitter * unit)[1].any()):
+                self.spectrum()  # which says so where it is not
+        self._checked = source._version
 
     def factors(self) -> Factors:
         """The covariance as the tiles take it, with a dimension of K or of one in front."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._gaussian_em import Parameters, Rows, clipped, expect, maximise
-from ._gaussian_tiles import _LOG_2_PI, query_rows, terms
+from ._gaussian_em import Parameters, Rows, clipped, expect, joint_of, maximise
+from ._gaussian_ops import gaussian_joint
 from ._seeding import systematic
 
 _SEED_ROWS = 1 << 14  # k-means++ and the clusters' spectra see a systematic sample past this many rows
@@ -17,10 +17,9 @@ _LLOYD = 10
 
 
 def _gaps(x: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances (n, K), by differences, in tiles."""
-    step = query_rows(len(x), len(centres), x.shape[1])
-    parts = [(x[i : i + step, None] - centres).square().sum(-1) for i in range(0, len(x), step)]
-    return torch.cat(parts)
+    """Squared distances (n, K), by differences."""
+    one, zero = x.new_ones(1, x.shape[1]), x.new_zeros(len(centres))
+    return -2 * gaussian_joint(x, centres, one, zero, False, False)[1].mT
 
 
 def plus_plus(x: Tensor, w: Tensor, count: int, random: np.random.RandomState, greedy: bool, given: Tensor) -> Tensor:
@@ -180,14 +179,9 @@ def split_and_merge(
 
 def _posterior(x: Tensor, now: Parameters) -> tuple[Tensor, Tensor]:
     """Responsibilities and component log densities (n, K) of a few rows."""
-    one = torch.ones(1, dtype=torch.float64)
-    factors = now.factors()
-    parts = []
-    for i in range(len(now.means)):
-        found = terms(x - now.means[i : i + 1, None], factors.cut(i, i + 1), one, 0.0 * one)
-        parts.append(-0.5 * (found.squared + found.log_det + x.shape[1] * _LOG_2_PI))
-    logs = torch.cat(parts).mT
-    return torch.softmax(logs + torch.log(now.weights), 1), logs
+    _, joint = joint_of(now)(x, False)
+    logs = (joint - torch.log(now.weights)[:, None]).mT
+    return torch.softmax(joint, 0).mT, logs
 
 
 def _moved(now: Parameters, i: int, j: int, c: int, floor: float) -> Parameters:

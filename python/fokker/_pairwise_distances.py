@@ -16,7 +16,7 @@ from ._pairwise_arguments import (
     give,
     takes_reference,
 )
-from ._pairwise_tiles import centred_products, distance_sums
+from ._pairwise_tiles import centred_products, distance_sums, within_sums
 from .reference import pairwise as reference
 
 __all__ = [
@@ -44,7 +44,7 @@ def energy_distance(x: Any, y: Any, *, estimator: str = "biased", x_weights: Any
 
     Returns:
         ``(...)`` in the dtype of x and y, summed in float64. d = 1: 2 int (F - G)^2 by one sort, O((N + M) log), where
-        nothing cancels; d > 1: by tiles, O(N + M) memory. Differentiable twice (0 for the direction of equal points).
+        nothing cancels; d > 1: by a kernel, O(N + M) memory. Differentiable twice (0 for directions of equal points).
 
     Raises:
         ValueError: shapes that do not fit, weights that are negative or all zero, an empty sample, an unknown
@@ -67,7 +67,7 @@ def energy_distance(x: Any, y: Any, *, estimator: str = "biased", x_weights: Any
         return c.restore(total)
     between = (w[0] * distance_sums(z[0], z[1], w[1])).sum(-1)
     for k in range(2):
-        within_k = (w[k] * distance_sums(z[k], z[k], w[k])).sum(-1)
+        within_k = within_sums(z[k], w[k])
         between = between - 0.5 * (within_k / distinct(c.weights[k], z[k].shape[1]) if unbiased else within_k)
     return c.restore(2.0 * between)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._kde_arguments import Call, arrange
 from ._kde_ops import SQUARE
+from ._op import _is_compiling
 from ._pairwise_arguments import (
     Clouds,
     choice,
@@ -33,6 +34,7 @@ __all__ = [
 KERNELS = ("gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "cauchy", "vmf")
 ESTIMATORS = ("biased", "unbiased")
 _MEDIAN = 1000  # points that the median distance is taken over
+_WITHIN = 1024  # points whose pairs are not worth halving
 
 
 class MultiPopulation(NamedTuple):
@@ -124,6 +126,10 @@ def _mean(w: Tensor | None, rows: Tensor) -> Tensor:
     return rows.mean(-1) if w is None else (w * rows).sum(-1)
 
 
+def _sum(w: Tensor | None, rows: Tensor) -> Tensor:
+    return rows.sum(-1) if w is None else (w * rows).sum(-1)
+
+
 class _Sums:
     """Sums of kernels over pairs of two clouds, one bandwidth after another or, where possible, two in one pass."""
 
@@ -133,9 +139,12 @@ class _Sums:
 
     def rows(self, i: int, j: int, exclude_self: bool) -> Tensor:
         """sum_h of the mean over points of cloud j, (B, N_i); with ``exclude_self`` of the sum without j = i."""
-        c = self.c
-        x, y, b = c.points[i], c.points[j], c.weights[j]
-        share = 1.0 if b is not None else 1.0 / y.shape[1]
+        x, y, b = self.c.points[i], self.c.points[j], self.c.weights[j]
+        rows = self._rows(x, y, b, exclude_self)
+        return rows if b is not None else rows / y.shape[1]
+
+    def _rows(self, x: Tensor, y: Tensor, b: Tensor | None, exclude_self: bool) -> Tensor:
+        """sum_h sum_j b_j k(x_i, y_j), (B, N); b is 1 where None."""
         total = torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
         waiting = list(self.bandwidths)
         while waiting:
@@ -148,7 +157,16 @@ class _Sums:
                 total = total + s + s.square() * square
             else:
                 total = total + torch.exp(log_rows(call))
-        return total * share
+        return total
+
+    def _apart(self, x: Tensor, w: Tensor | None) -> Tensor:
+        """sum over j != k of w_j w_k k(x_j, x_k), (B,): every pair once, by halves."""
+        n = x.shape[1]
+        if not isinstance(n, int) or n <= _WITHIN or _is_compiling():
+            return _sum(w, self._rows(x, x, w, True))
+        a, b = x.split([n // 2, n - n // 2], 1)
+        u, v = (None, None) if w is None else w.split([n // 2, n - n // 2], 1)
+        return self._apart(a, u) + self._apart(b, v) + 2.0 * _sum(u, self._rows(a, b, v, False))
 
     def _pair(self, h: Any, waiting: list[Any]) -> bool:
         c = self.c
@@ -164,7 +182,8 @@ class _Sums:
     def within(self, i: int, unbiased: bool) -> Tensor:
         """sum_jk w_j w_k k(x_j, x_k), or over j != k and divided by their weight."""
         w, n = self.c.weights[i], self.c.points[i].shape[1]
-        others = _mean(w, self.rows(i, i, True))
+        others = self._apart(self.c.points[i], w)
+        others = others / n**2 if w is None else others
         if unbiased:
             return others / distinct(w, n)
         # K(0) = 1 exactly: the diagonal is not left to rounding

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._pairwise_arguments import choice, compute_dtype, give, simplex, takes_reference, tensor
-from ._pairwise_tiles import distance_sums
+from ._pairwise_tiles import distance_sums, within_sums
 from .reference import pairwise as reference
 
 __all__ = ["crps", "energy_score"]
@@ -126,7 +126,7 @@ def energy_score(
         estimator, alpha, weights: as in `crps`; weights ``(..., M)``.
 
     Returns:
-        ``(...)``: by tiles, summed in float64. Differentiable in ensemble, observation and weights.
+        ``(...)``: summed in float64. Differentiable in ensemble, observation and weights.
     """
     x, y, w, batch, dtype, numpy = _ensemble("energy_score", ensemble, observation, weights, estimator, alpha, 1)
     members, d = x.shape[-1], x.shape[-2]
@@ -136,6 +136,6 @@ def energy_score(
     if takes_reference():
         value = reference.energy_score(x, y, mass, factor)
     else:
-        spread = (mass * distance_sums(x, x, mass)).sum(-1)
+        spread = within_sums(x, mass)
         value = distance_sums(y, x, mass)[:, 0] - 0.5 * factor * spread
     return give(value.to(dtype).reshape(batch[:-1]), numpy)

@@ -1,4 +1,4 @@
-"""Sums over pairs of what no kernel has: distances and their centred products, by tiles of rows, never N x M."""
+"""Sums over pairs, never N x M: distances by their kernel, and by tiles of rows what has none, centred products."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ._kde_tiles import Tiled, tile_rows
-from ._op import _dispatch_depth, _functorch_level, _is_compiling
+from ._op import Kernel, Op, _dispatch_depth, _functorch_level, _is_compiling, native_kernels
 from .reference import pairwise as reference
 
 _BATCH = 1 << 18  # pairs of a tile
+_WITHIN = 512  # points whose pairs are not worth halving
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,69 @@ def _plan(function: Any, by_query: tuple[bool, ...], pairs: int, dim: int) -> Pl
     return Plan(form(_lengths, max(1, _BATCH // max(1, pairs))), form(reference.distance, tile_rows(pairs, dim)))
 
 
+def _distance_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, y: Tensor, weight: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
+        across = module.adjacent_queries
+        points = (x.mT if across else x).contiguous()
+        total = x.new_empty(x.shape[:2])
+        found = torch.empty_like(points) if slope else None
+        module.distance_sums(points, y.contiguous(), weight.contiguous(), total, found)
+        if found is None:
+            return total, x.new_empty(0)
+        return total, found.mT.contiguous() if across else found
+
+    return run
+
+
+def _distance_tiles(x: Tensor, y: Tensor) -> Tiled:
+    def function(begin: int, end: int, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.distance_sums(x, y, weight, True)
+
+    return Tiled(function, (True, False, False), (True, True), tile_rows(x.shape[0] * y.shape[1], x.shape[2]))
+
+
+def _distance_backward(
+    needs: Any, saved: Any, extra: Any, to_sum: Tensor, to_slope: Tensor
+) -> tuple[Tensor | None, ...]:
+    x, y, weight, *_ = saved
+    if extra[0]:  # of the slope: a second derivative, by tiles
+        with torch.no_grad():
+            found = _distance_tiles(x, y).vjp((x, y, weight), (to_sum, to_slope))
+        return refused("a third derivative of sums of distances is not implemented", found, saved)
+    to_x = to_y = to_w = None
+    if needs[0]:
+        to_x = to_sum[..., None] * pair_distances(x, y, weight, True)[1]
+    if needs[1] or needs[2]:
+        to_w, slope = pair_distances(y, x, to_sum, needs[1])
+        to_y = weight[..., None] * slope if needs[1] else None
+    return to_x, to_y, to_w
+
+
+#: sum_j w_j |x_i - y_j| (B, N), and where asked its gradient in x_i (B, N, d); all in float64
+pair_distances = Op(
+    "pair_distances(Tensor x, Tensor y, Tensor weight, bool slope) -> (Tensor, Tensor)",
+    tensors=3,
+    reference=reference.distance_sums,
+    fake=lambda x, y, weight, slope: (x.new_empty(x.shape[:2]), x.new_empty(x.shape if slope else 0)),
+    kernels=native_kernels(_distance_kernel),
+    backward=_distance_backward,
+)
+
+
 def distance_sums(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """sum_j w_j |x_i - y_j|, (B, N) float64: x (B, N, d), y (B, M, d), w (B, M)."""
-    # all in float64: sums of distances are there to be subtracted, and converting the distances costs more
-    x, y = x.double(), y.double()
-    batches = max(1, _BATCH // max(1, y.shape[1]))
-    if x.shape[0] > batches:
-        split = (t.split(batches) for t in (x, y, weights))
-        return torch.cat([distance_sums(*part) for part in zip(*split, strict=True)])
+    # all in float64: sums of distances are there to be subtracted
+    return pair_distances(x.double(), y.double(), weights.double(), False)[0]
 
-    def function(lengths: Any, begin: int, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return (lengths(x, y) @ w[..., None])[..., 0]
 
-    return _plan(function, (True, False, False), x.shape[0] * y.shape[1], x.shape[2])(x, y, weights)
+def within_sums(x: Tensor, weights: Tensor) -> Tensor:
+    """sum_ij w_i w_j |x_i - x_j|, (B,) float64: every pair once, by halves."""
+    n = x.shape[1]
+    if not isinstance(n, int) or n <= _WITHIN or _is_compiling():
+        return (weights * distance_sums(x, x, weights)).sum(-1)
+    half = n // 2
+    a, b, u, v = x[:, :half], x[:, half:], weights[:, :half], weights[:, half:]
+    return within_sums(a, u) + within_sums(b, v) + 2.0 * (u * distance_sums(a, b, v)).sum(-1)
 
 
 def centred_products(x: Tensor, centres: Tensor, dims: tuple[int, ...], c: float, exclude_self: bool) -> Tensor:

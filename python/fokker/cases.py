@@ -541,9 +541,8 @@ def _pairwise_case(
             gentle=lambda g: make(2, torch.float64, g),
             gradients=gradients,
             elementwise=False,
-            # composed of ops that have their own rows: the emulator would only be slow
-            backends=("reference", "cpu", "cuda"),
-            **{"flops": 3 * 42 * (3.0 * dim + 20.0), **s},
+            # most are composed of ops that have their own rows: the emulator would only be slow
+            **{"backends": ("reference", "cpu", "cuda"), "flops": 3 * 42 * (3.0 * dim + 20.0), **s},
         )
     )
 
@@ -553,7 +552,12 @@ def _in_step(x: Tensor, y: Tensor) -> Tensor:
 
 
 _pairwise_case("pairwise_mmd2", lambda x, y: pairwise.mmd2(x, y, bandwidth=[2.0, 1.0], estimator="unbiased"), 3)
-_pairwise_case("pairwise_energy_distance", lambda x, y: pairwise.energy_distance(x, y), 3)
+_pairwise_case(
+    "pairwise_energy_distance",
+    lambda x, y: pairwise.energy_distance(x, y),
+    3,
+    backends=("reference", "cpu", "cuda", "emu"),
+)
 _pairwise_case("pairwise_energy_distance_1d", lambda x, y: pairwise.energy_distance(x, y), 1, order=1)
 _pairwise_case("pairwise_distance_covariance", _in_step, 3)
 _pairwise_case("pairwise_crps", lambda x, y: pairwise.crps(x[..., 0], y[..., 0, 0]), 1, order=1)
@@ -581,42 +585,55 @@ def _gaussians(rows: int, dtype: torch.dtype, generator: torch.Generator, k: int
     return tuple(t.to(dtype) for t in (x, means, covariance, weights))
 
 
-def _gaussian_truth(name: str) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
-    # the dense definition: the ops are composed of torch's, so their own run in float64 would judge itself
+def _diagonals(rows: int, dtype: torch.dtype, generator: torch.Generator, k: int = 6, d: int = 12) -> Arguments:
+    x, means, covariance, weights = _gaussians(rows, dtype, generator, k, d)
+    return x, means, covariance.diagonal(dim1=-2, dim2=-1).contiguous(), weights
+
+
+def _gaussian_truth(name: str, diagonal: bool) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
+    # the dense definition, with its own factorisations
     def rows(dtype: torch.dtype) -> list[tuple[Arguments, Tensor, Tensor]]:
         if dtype not in (torch.float32, torch.float64):
             return []
-        args = _gaussians(300, dtype, torch.Generator().manual_seed(20260211))
-        hi = getattr(reference_mixture, name)(*args, _ALPHA, _SIGMA)
+        args = (_diagonals if diagonal else _gaussians)(300, dtype, torch.Generator().manual_seed(20260211))
+        dense = (*args[:2], torch.diag_embed(args[2]) if diagonal else args[2], args[3])
+        hi = getattr(reference_mixture, name)(*dense, _ALPHA, _SIGMA)
         return [(args, hi, torch.zeros_like(hi))]
 
     return rows
 
 
-def _gaussian_call(name: str) -> Callable[..., Tensor]:
+def _gaussian_call(name: str, diagonal: bool) -> Callable[..., Tensor]:
     def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor) -> Tensor:
-        m = mixture.Mixture(means, covariance, weights)
+        m = mixture.Mixture(means, covariance, weights, "diag" if diagonal else "full")
         return mixture.evaluate(x, m, outputs=(name,), alpha=_ALPHA, sigma=_SIGMA)[name]
 
     return call
 
 
 _ALPHA, _SIGMA = 0.8, 0.6
-for _name, _metric in (("log_prob", "mixed"), ("score", "scaled")):
+for _name, _metric, _diagonal in (
+    ("log_prob", "mixed", False),
+    ("score", "scaled", False),
+    ("log_prob", "mixed", True),
+    ("posterior_mean", "scaled", True),
+    ("responsibilities", "mixed", True),
+):
+    _maker = _diagonals if _diagonal else _gaussians
     add(
         Case(
-            name=f"gaussian_mixture_{_name}",
-            call=_gaussian_call(_name),
-            make=_gaussians,
+            name=f"gaussian_mixture_{_name}{'_diag' if _diagonal else ''}",
+            call=_gaussian_call(_name, _diagonal),
+            make=_maker,
             # float32 is computed in float64 and rounded once
             tolerance={torch.float64: 1e-12, torch.float32: 2e-7},
             metric=_metric,
-            truth=_gaussian_truth(_name),
-            gentle=lambda g: _gaussians(4, torch.float64, g, 2, 3),
+            truth=_gaussian_truth(_name, _diagonal),
+            gentle=lambda g, make=_maker: make(4, torch.float64, g, 2, 3),
             gradients=(0, 1, 2, 3),
             elementwise=False,
             backends=("reference", "cpu", "cuda", "emu"),
-            flops=6 * (2.0 * 12 * 12 + 4 * 12),
+            flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
         )
     )
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
+from ._gaussian_whitened import whitened_sums
 from ._kde_arguments import PRECISIONS, Call, _tensor, arrange
 from ._kde_ops import SLOPE, VALUES
 
@@ -147,14 +148,17 @@ def evaluate(
 def _by_tiles(
     x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype
 ) -> dict[str, Tensor]:
-    sums = mixture_sums(
-        x, alpha, sigma.square(), mixture.log_weights(), mixture.means, mixture.factors(), mask, compute
-    )
-    wanted = (
-        "log_prob",
-        *(n for n in ("score", "posterior_mean", "responsibilities", "mahalanobis") if mask & OUTPUTS[n]),
-    )
-    found = dict(zip(wanted, sums, strict=True))
+    noise, log_w = sigma.square(), mixture.log_weights()
+    if alpha.shape[0] == sigma.shape[0] == 1 and mixture.covariance_type != "lowrank":
+        means, covariance = mixture.means.double(), mixture.symmetric()
+        found = whitened_sums(x, alpha, noise, log_w, means, mixture.covariance_type, covariance, mask, compute)
+    else:
+        sums = mixture_sums(x, alpha, noise, log_w, mixture.means, mixture.factors(), mask, compute)
+        wanted = (
+            "log_prob",
+            *(n for n in ("score", "posterior_mean", "responsibilities", "mahalanobis") if mask & OUTPUTS[n]),
+        )
+        found = dict(zip(wanted, sums, strict=True))
     if "mahalanobis" in found:
         squared = found["mahalanobis"]
         found["mahalanobis"] = torch.where(squared == 0, 0.0, torch.sqrt(torch.where(squared == 0, 1.0, squared)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import kde, mixture, pairwise
+from .._gaussian_em import Parameters, Rows, expect, maximise
 from .benches import Bench, on_threads
 
 
@@ -33,6 +35,18 @@ def _threads() -> Iterator[Bench]:
             elements=1_000_000_000,
             note="ten calls",
         )
+
+
+def _em_step(x: Tensor, now: Parameters) -> Parameters:
+    rows = Rows(x, torch.ones(len(x), dtype=torch.float64), None)
+    return maximise(expect(rows, now), now, 1e-6)
+
+
+def _their_em_step(model: Any, x: np.ndarray) -> None:
+    _, log_shares = model._e_step(x)
+    held = model.weights_, model.means_, model.covariances_, model.precisions_cholesky_
+    model._m_step(x, log_shares)
+    model.weights_, model.means_, model.covariances_, model.precisions_cholesky_ = held
 
 
 def _mixtures() -> Iterator[Bench]:
@@ -65,6 +79,25 @@ def _mixtures() -> Iterator[Bench]:
                 "fokker": functools.partial(mixture.log_prob, x, ours),
                 "scikit-learn": functools.partial(theirs.score_samples, points),
             },
+            {"scikit-learn": 3.0},
+            elements=n,
+        )
+        yield Bench(
+            f"Gaussian mixture responsibilities float64, {kind}, 16,384 x 16, 64 components",
+            {
+                "fokker": functools.partial(mixture.responsibilities, x, ours),
+                "scikit-learn": functools.partial(theirs.predict_proba, points),
+            },
+            {"scikit-learn": 1.0},
+            elements=n,
+        )
+        yield Bench(
+            f"Gaussian mixture, a step of EM, float64, {kind}, 16,384 x 16, 64 components",
+            {
+                "fokker": functools.partial(_em_step, x, Parameters(kind, weights, means, (covariances,))),
+                "scikit-learn": functools.partial(_their_em_step, theirs, points),
+            },
+            {"scikit-learn": 1.0},
             elements=n,
         )
 

@@ -85,3 +85,50 @@ def mahalanobis(x: Tensor, means: Tensor, covariances: Tensor, alpha: Any = 1.0,
     """Mahalanobis distances, (..., K)."""
     delta, solved, _, _ = _solved(x, means, covariances, alpha, sigma)
     return torch.sqrt((delta * solved).sum(-1))
+
+
+# ---- the sums that everything is made of, of differences delta_ki = x_i - m_k ----------------------------------------
+def _deltas(x: Tensor, means: Tensor) -> Tensor:
+    return x.double() - means.double()[:, None, :]
+
+
+def _apply(matrix: Tensor, delta: Tensor) -> Tensor:
+    # diagonal (K, d) or (K, rows, d), or one for all, at (K, N, d)
+    matrix = matrix.double()
+    return matrix[:, None, :] * delta if matrix.dim() == 2 else delta @ matrix.mT
+
+
+def joint(
+    x: Tensor, means: Tensor, root: Tensor, bias: Tensor, triangular: bool, shares: bool
+) -> tuple[Tensor, Tensor]:
+    """log sum_k exp(l_ki) (N,), and l_ki = b_k - |A_k delta_ki|^2 / 2 or its softmax over k (K, N)."""
+    root = root.tril() if triangular and root.dim() == 3 else root
+    logits = bias.double()[:, None] - 0.5 * _apply(root, _deltas(x, means)).square().sum(-1)
+    top = logits.detach().amax(0)
+    top = torch.where(top.abs() == torch.inf, 0.0, top)
+    total = torch.exp(logits - top).sum(0)
+    some = total != 0
+    log_sum = torch.where(some, torch.log(torch.where(some, total, 1.0)) + top, -torch.inf)
+    found = torch.exp(logits - torch.where(some, log_sum, 0.0)) if shares else logits
+    return log_sum.to(x.dtype), found.to(x.dtype)
+
+
+def log_sum(x: Tensor, means: Tensor, root: Tensor, bias: Tensor, triangular: bool) -> Tensor:
+    """log sum_k exp(b_k - |A_k delta_ki|^2 / 2), (N,)."""
+    return joint(x, means, root, bias, triangular, False)[0]
+
+
+def pull(weight: Tensor, x: Tensor, means: Tensor, matrix: Tensor, offset: Tensor | None) -> Tensor:
+    """sum_k w_ki (B_k delta_ki + o_k), (N, rows)."""
+    vectors = _apply(matrix, _deltas(x, means))
+    if offset is not None:
+        vectors = vectors + offset.double()[:, None, :]
+    return (weight.double()[..., None] * vectors).sum(0).to(x.dtype)
+
+
+def moments(weight: Tensor, x: Tensor, means: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_i w_ki (K,), sum_i w_ki delta_ki (K, d), and second moments (K, d) or (K, d, d)."""
+    delta = _deltas(x, means)
+    scaled = weight.double()[..., None] * delta
+    second = scaled.mT @ delta if full else (scaled * delta).sum(1)
+    return tuple(t.to(x.dtype) for t in (weight.double().sum(1), scaled.sum(1), second))

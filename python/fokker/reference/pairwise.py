@@ -115,6 +115,17 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(at_zero, 0.0, torch.sqrt(torch.where(at_zero, 1.0, q)))
 
 
+def distance_sums(x: Tensor, y: Tensor, weight: Tensor, slope: bool) -> tuple[Tensor, Tensor]:
+    """sum_j w_j |x_i - y_j| (B, N), and its gradient in x_i (B, N, d) or an empty tensor."""
+    r = distance(x, y)
+    total = (r * weight[:, None]).sum(-1)
+    if not slope:
+        return total, x.new_empty(0)
+    at_zero = (r == 0)[..., None]
+    unit = torch.where(at_zero, 0.0, (x[:, :, None] - y[:, None]) / torch.where(at_zero, 1.0, r[..., None]))
+    return total, (unit * weight[:, None, :, None]).sum(2)
+
+
 def energy_distance(x: Tensor, y: Tensor, a: Tensor, b: Tensor, unbiased: bool) -> Tensor:
     """2 E|x - y| - E|x - x'| - E|y - y'|, (B,) float64 (Szekely and Rizzo 2013)."""
     x, y = x.double(), y.double()

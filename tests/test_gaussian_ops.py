@@ -1,0 +1,142 @@
+"""The ops of Gaussian mixtures against their reference: sizes beside the tiles, one matrix for all, gradients."""
+
+import itertools
+
+import pytest
+import torch
+
+import fokker
+from fokker import _gaussian_ops, _native, mixture
+from fokker._gaussian_ops import gaussian_joint, gaussian_log_sum, gaussian_moments, gaussian_pull
+
+BACKENDS = [b for b in ("cpu", "emu") if getattr(_native, b) is not None]
+
+
+def arguments(n, k, d, kind, shared, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1000 * n + 10 * d + k)
+    x, mean, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((n, d), (k, d), (k,)))
+    root = torch.randn(1 if shared else k, d, *(() if kind == "diag" else (d,)), generator=g, dtype=torch.float64)
+    root = root.tril() if kind == "triangular" else root
+    return tuple(t.to(dtype) for t in (x, mean, root, bias)), kind == "triangular"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kind", "shared"), list(itertools.product(("diag", "dense", "triangular"), (False, True))))
+def test_equals_the_reference(kind, shared, backend):
+    for (n, d), k in itertools.product(((1, 3), (33, 1), (70, 17), (300, 4)), (1, 5)):
+        (x, mean, root, bias), triangular = arguments(n, k, d, kind, shared)
+        offset = torch.randn(k, root.shape[1], dtype=torch.float64)
+        calls = [
+            lambda: (gaussian_log_sum(x, mean, root, bias, triangular),),  # noqa: B023
+            lambda: gaussian_joint(x, mean, root, bias, triangular, False),  # noqa: B023
+            lambda: gaussian_joint(x, mean, root, bias, triangular, True),  # noqa: B023
+            lambda: (gaussian_pull(w, x, mean, root, None),),  # noqa: B023
+            lambda: (gaussian_pull(w, x, mean, root, offset),),  # noqa: B023
+            lambda: gaussian_moments(w, x, mean, kind != "diag"),  # noqa: B023
+        ]
+        w = torch.rand(k, n, dtype=torch.float64)
+        w[:, ::3] = 0.0
+        if kind == "dense":
+            root_rows = torch.randn(root.shape[0], 2 * d + 1, d, dtype=torch.float64)
+            calls.append(lambda: (gaussian_pull(w, x, mean, root_rows, None),))  # noqa: B023
+        for call in calls:
+            with fokker.use_backend("reference"):
+                want = call()
+            with fokker.use_backend(backend):
+                got = call()
+            for a, b in zip(got, want, strict=True):
+                assert a.is_contiguous()
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_instruction_sets(isa):
+    before = _native.cpu.isa()
+    (x, mean, root, bias), _ = arguments(50, 3, 6, "triangular", False)
+    with fokker.use_backend("reference"):
+        want = gaussian_joint(x, mean, root, bias, True, True)
+    try:
+        _native.cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this processor has no {isa}")
+    try:
+        for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 2e-5)):
+            got = gaussian_joint(*(t.to(dtype) for t in (x, mean, root, bias)), True, True)
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound)
+    finally:
+        _native.cpu.set_isa(before)
+
+
+@pytest.mark.parametrize(("kind", "shared"), list(itertools.product(("diag", "triangular"), (False, True))))
+def test_gradients_to_second_order(kind, shared):
+    values, triangular = arguments(5, 2, 3, kind, shared)
+    values = [v.requires_grad_() for v in values]
+    for call in (
+        lambda *a: gaussian_log_sum(*a, triangular),
+        lambda *a: gaussian_joint(*a, triangular, False),
+        lambda *a: gaussian_joint(*a, triangular, True),
+    ):
+        assert torch.autograd.gradcheck(call, values, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
+    x, mean, root, _ = values
+    w = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)
+    pull = root.detach().requires_grad_()
+    offset = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(gaussian_pull, (w, x, mean, pull, offset), fast_mode=True)
+    assert torch.autograd.gradgradcheck(gaussian_pull, (w, x, mean, pull, offset), fast_mode=True)
+    moments = lambda *a: gaussian_moments(*a, triangular)  # noqa: E731
+    assert torch.autograd.gradcheck(moments, (w, x, mean), fast_mode=True)
+    assert torch.autograd.gradgradcheck(moments, (w, x, mean), fast_mode=True)
+
+
+def test_tiles_change_nothing(monkeypatch):
+    values, _ = arguments(300, 4, 3, "triangular", False)
+    values = [v.requires_grad_() for v in values]
+    found = []
+    for size in (1 << 19, 1):
+        monkeypatch.setattr(_gaussian_ops, "_JOINT", size)
+        monkeypatch.setattr(_gaussian_ops, "_ELEMENTS", size)
+        value = gaussian_log_sum(*values, True)
+        found.append((value, *torch.autograd.grad(value.sum(), values)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_do_not_count():
+    (x, mean, root, bias), _ = arguments(40, 3, 2, "diag", False)
+    odd = x.clone()
+    odd[7] = torch.nan
+    for backend in BACKENDS:
+        with fokker.use_backend(backend):
+            _, shares = gaussian_joint(odd, mean, root, bias, False, True)
+            nothing = gaussian_joint(x, mean, root, torch.full_like(bias, -torch.inf), False, True)
+            w = shares.clone()
+            w[:, 7] = 0.0
+            pulled = gaussian_pull(w, odd, mean, root, None)
+            first = gaussian_moments(w, odd, mean, False)[1]
+        assert shares[:, 7].isnan().all() and shares[:, :7].isfinite().all() and shares[:, 8:].isfinite().all()
+        assert (nothing[0] == -torch.inf).all() and (nothing[1] == 0).all()
+        assert (pulled[7] == 0).all() and pulled.isfinite().all() and first.isfinite().all()
+
+
+def test_singular_covariances_are_nan_without_noise():
+    flat = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)).expand(1, 2, 2)
+    x, m = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    for c, kind in ((flat, "full"), (flat.diagonal(dim1=-2, dim2=-1), "diag")):
+        found = mixture.Mixture(m, c.contiguous(), covariance_type=kind)
+        assert mixture.log_prob(x, found).isnan().all()
+        assert mixture.log_prob(x, found, sigma=0.1).isfinite().all()
+
+
+def test_bad_input():
+    (x, mean, root, bias), _ = arguments(6, 2, 3, "diag", False)
+    module, out = _native.cpu, torch.empty(6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"root \(2, 2\) must be \(2 or 1, 3\) or panels"):
+        module.gaussian_joint(x, mean, root[:, :2].contiguous(), bias, False, None, out, False)
+    with pytest.raises(ValueError, match=r"bias \(1,\) must have shape \(2,\)"):
+        module.gaussian_joint(x, mean, root, bias[:1], False, None, out, False)
+    with pytest.raises(TypeError, match="mean must have dtype float64, got float32"):
+        module.gaussian_joint(x, mean.float(), root, bias, False, None, out, False)
+    with pytest.raises(ValueError, match="joint must be given"):
+        module.gaussian_joint(x, mean, root, bias, False, None, None, False)
