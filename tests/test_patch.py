@@ -26,18 +26,19 @@ def filled(model):
 
 
 class Small(nn.Module):
-    """One of each of torch's norms, and a pair."""
+    """One of each of torch's norms, and pairs."""
 
     def __init__(self):
         super().__init__()
         self.layer, self.rms = nn.LayerNorm(12), nn.RMSNorm(12, elementwise_affine=False)
         self.convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 4, 1))
-        self.group, self.both = nn.GroupNorm(2, 4), nn.LayerNorm((2, 6))
+        self.group, self.outer = nn.GroupNorm(2, 4), nn.RMSNorm((2, 6))
+        self.pair = nn.Sequential(nn.GroupNorm(1, 4), nn.SiLU(), nn.GroupNorm(2, 4), nn.SiLU())
 
     def forward(self, x):
-        y = self.group(self.convs(x)).flatten(2)
+        y = self.pair(self.group(self.convs(x))).flatten(2)
         y = y[..., : y.shape[-1] // 12 * 12].unflatten(-1, (-1, 12))
-        return self.both((self.layer(y) + self.rms(y)).unflatten(-1, (2, 6)))
+        return self.outer((self.layer(y) + self.rms(y)).unflatten(-1, (2, 6)))
 
 
 def blocks():
@@ -57,15 +58,17 @@ def blocks():
 def test_norms_and_pairs():
     model = filled(Small())
     report = patch.apply(model)
-    assert set(report.replaced) == {"layer", "rms", "convs", "convs.1", "group"} and report
-    assert report.kept == {"both": "normalises over 2 dimensions"}
-    assert "5 of 10 modules replaced" in str(report) and "kept 1 LayerNorm: normalises over 2 dimensions" in str(report)
+    assert set(report.replaced) == {"rms", "convs", "pair"} and report
+    assert report.kept.pop("outer") == "normalises over 2 dimensions"
+    assert set(report.kept.values()) == {"alone one pass in torch already"}
+    assert set(report.kept) == {"layer", "group", "convs.1", "pair.0", "pair.2"}
+    assert "fokker.patch: 3 of 15 modules replaced" in str(report)
+    assert "kept 4 GroupNorm: alone one pass in torch already (convs.1 and 3 more)" in str(report)
     x = torch.randn(2, 3, 9, 9)
-    assert patch.verify(model, x, show=False).worst < 2e-6
+    assert patch.verify(model, x, show=False).worst < 1e-4  # norms of norms: in float64
     found = patch.verify(model.double(), x.double(), gradients=True, show=False)
     assert found.worst < 1e-13 and max(found.gradients.values()) < 1e-12
-    assert found.inside == ["convs.1"]
-    assert set(found.largest) == {"", "layer", "rms", "convs", "group"}
+    assert found.inside == [] and set(found.largest) == {"", "rms", "convs", "pair"}
 
 
 def test_state_types_and_parameters_stay_and_it_comes_out():
@@ -80,25 +83,25 @@ def test_state_types_and_parameters_stay_and_it_comes_out():
     assert not torch.equal(model(x), want)  # another order of sums
     twin = copy.deepcopy(model)
     twin.layer.weight.data.zero_()
-    assert model.layer.weight.any() and twin.layer.forward.__self__ is twin.layer
-    assert patch.remove(twin) == patch.remove(model) == 5 and patch.remove(model) == 0
+    assert model.layer.weight.any() and twin.rms.forward.__self__ is twin.rms
+    assert patch.remove(twin) == patch.remove(model) == 3 and patch.remove(model) == 0
     assert torch.equal(model(x), want) and not any("forward" in m.__dict__ for m in model.modules())
 
 
 def test_applied_is_undone_by_an_error_too():
     model = filled(Small())
     with pytest.raises(KeyError), patch.applied(model) as report:
-        assert len(report.replaced) == 5 and "forward" in model.layer.__dict__
+        assert len(report.replaced) == 3 and "forward" in model.rms.__dict__
         raise KeyError
     assert not any("forward" in m.__dict__ for m in model.modules())
     patch.apply(model)
     with patch.applied(model):
         pass
-    assert "forward" in model.layer.__dict__  # it was before
+    assert "forward" in model.rms.__dict__  # it was before
     patch.remove(model)
     patch.apply(model.convs)
     patch.verify(model, torch.randn(2, 3, 9, 9), show=False)
-    assert "forward" in model.convs.__dict__ and "forward" not in model.layer.__dict__
+    assert "forward" in model.convs.__dict__ and "forward" not in model.rms.__dict__
 
 
 def test_unknown_model_is_left_alone(capsys):
@@ -116,11 +119,11 @@ def test_unknown_model_is_left_alone(capsys):
 
 def test_forward_of_somebody_else_is_left_alone():
     model = filled(Small())
-    model.layer.forward = lambda x: x
+    model.rms.forward = lambda x: x
     report = patch.apply(model)
-    assert report.kept["layer"] == "its forward was replaced by somebody else" and "layer" not in report.replaced
+    assert report.kept["rms"] == "its forward was replaced by somebody else" and "rms" not in report.replaced
     patch.remove(model)
-    assert "forward" in model.layer.__dict__
+    assert "forward" in model.rms.__dict__
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -162,7 +165,7 @@ def test_impostors_are_found_out():
         torch.nn.init.zeros_(block.adaLN_modulation[1].bias)
         report = patch.apply(block)
         assert "" not in report.replaced and why in report.kept[""], report
-        assert set(report.replaced) == {"norm1", "norm2"}
+        assert not report.replaced
 
 
 def test_hooks_are_called():
@@ -204,16 +207,13 @@ def test_dtypes_are_those_of_torch(stream):
             got = block(x, c)
     assert got.dtype == want.dtype
     assert torch.allclose(got.float(), want.float(), atol=0.05 * float(want.detach().abs().max()))
-    norm, wide = nn.LayerNorm(8).bfloat16(), F.layer_norm
     y = torch.randn(3, 8, dtype=torch.bfloat16)
-    patch.apply(norm)
-    assert norm(y).dtype == torch.bfloat16
-    assert torch.equal(norm(y), wide(y.float(), (8,), norm.weight.float(), norm.bias.float()).bfloat16())
     rms = nn.RMSNorm(8, eps=1e-6)
     patch.apply(rms)
     assert rms(y).dtype == F.rms_norm(y, (8,), rms.weight, 1e-6).dtype
-    assert patch.verify(nn.LayerNorm(8), torch.randn(8), show=False).worst == 0  # one dimension: torch's
-    assert patch.verify(nn.GroupNorm(2, 8), torch.randn(0, 8, 3), show=False).worst == 0
+    assert torch.equal(rms.bfloat16()(y), F.rms_norm(y.float(), (8,), rms.weight.float(), 1e-6).bfloat16())
+    assert patch.verify(nn.RMSNorm(8), torch.randn(8), show=False).worst == 0  # one dimension: torch's
+    assert patch.verify(nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU()), torch.randn(0, 8, 3), show=False).worst == 0
 
 
 def test_timm():
@@ -226,7 +226,7 @@ def test_timm():
     assert [report.classes[n] for n in report.replaced].count("Block") == 2
     found = patch.verify(model, *args, gradients=True, show=False)
     assert found.worst < 1e-6 and max(found.gradients.values()) < 1e-5
-    assert set(found.inside) == {"blocks.0.norm2", "blocks.1.norm2"}
+    assert found.inside == []
     torch.manual_seed(1)
     patch.remove(model.train())
     want = model(*args)

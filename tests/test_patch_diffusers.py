@@ -13,14 +13,14 @@ diffusers.utils.logging.set_verbosity_error()
 
 #: classes that must have been replaced
 WANTED = {
-    "DiT": {"BasicTransformerBlock", "AdaLayerNormZero", "LayerNorm", "GELU"},
-    "PixArt": {"BasicTransformerBlock", "LayerNorm", "GELU"},
+    "DiT": {"BasicTransformerBlock", "AdaLayerNormZero", "GELU"},
+    "PixArt": {"BasicTransformerBlock", "GELU"},
     "SD3": {"JointTransformerBlock", "SD35AdaLayerNormZeroX", "AdaLayerNormZero", "AdaLayerNormContinuous", "Attention",
             "RMSNorm"},
     "Flux": {"FluxTransformerBlock", "FluxSingleTransformerBlock", "FluxAttention", "AdaLayerNormZeroSingle"},
     "Sana": {"SanaTransformerBlock", "GLUMBConv", "SanaModulatedNorm", "RMSNorm"},
-    "U-Net with cross-attention": {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU", "GroupNorm"},
-    "U-Net with modulated norms": {"ResnetBlock2D", "GroupNorm"},
+    "U-Net with cross-attention": {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU"},
+    "U-Net with modulated norms": {"ResnetBlock2D"},
 }  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def test_parts():
         (normalization.AdaLayerNormZero(16, norm_type="fp32_layer_norm"), (x,), {"emb": emb}),
         (normalization.AdaGroupNorm(16, 16, 4, "silu"), (image, emb), {}),
         (normalization.FP32LayerNorm(16), (x,), {}),
+        (normalization.FP32LayerNorm(16), (x.bfloat16(),), {}),
         (activations.GEGLU(16, 8), (x,), {}),
         (activations.SwiGLU(16, 8), (x,), {}),
-        (activations.GELU(16, 8), (x,), {}),
         (activations.GELU(16, 8, approximate="tanh", bias=False), (x,), {}),
     ]
     for layer, args, kwargs in cases:
@@ -110,6 +110,11 @@ def test_parts():
         report = patch.apply(layer)
         assert "" in report.replaced, (layer, report)
         found = patch.verify(layer, *args, gradients=True, show=False, **kwargs)
-        assert found.worst < 1e-6 and max(found.gradients.values()) < 1e-5, (layer, found)
+        half = args[0].dtype == torch.bfloat16
+        assert found.worst < (8e-3 if half else 1e-6) and max(found.gradients.values()) < (8e-3 if half else 1e-5), (
+            layer,
+            found,
+        )
     biased = normalization.RMSNorm(16, 1e-5, bias=True)
     assert patch.apply(biased).kept == {"": "an RMS norm with a bias"}
+    assert patch.apply(activations.GELU(16, 8)).kept == {"": "an exact GELU is one pass in torch already"}

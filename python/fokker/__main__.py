@@ -34,10 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "family",
         nargs="?",
-        choices=("vmf", "kde", "sde"),
+        choices=("vmf", "kde", "sde", "denoiser"),
         default="vmf",
         help="vmf: fits, mixtures and outlier scores (default); kde: denoising, memorised digits, regimes; "
-        "sde: digits from noise by eight samplers",
+        "sde: digits from noise by eight samplers; denoiser: a transformer trained with and without fused layers",
     )
     demo.add_argument("--out", metavar="FOLDER", default="fokker-demo", help="where the pictures go")
     demo.add_argument("--seed", type=int, default=0)
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ._cli.demo_kde import run
     elif args.family == "sde":
         from ._cli.demo_sde import run
+    elif args.family == "denoiser":
+        from ._cli.demo_denoiser import run
     else:
         from ._cli.demo import run
     return run(args)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._patch_rules import class_name, is_layer_norm, plain, quiet, ready, ready_gate, rule
+from ._patch_rules import HALVES, class_name, is_layer_norm, plain, quiet, ready, ready_gate, rule
 from .denoiser import geglu, gelu_tanh, group_norm_silu, layer_norm_modulate, rms_norm_modulate, silu_gate, swiglu
 
 DIFFUSERS = "diffusers.models.normalization."
@@ -21,15 +21,14 @@ def _one_dimension(module: Any) -> str | None:
 
 # ---- plain norms ----------------------------------------------------------------------------------------------------
 @rule(
-    "torch.nn.modules.normalization.LayerNorm",
-    "timm.layers.norm.LayerNorm",
-    "timm.layers.norm.LayerNormFp32",
     DIFFUSERS + "FP32LayerNorm",
-    what="layer norm",
+    "timm.layers.norm.LayerNormFp32",
+    what="layer norm in float32 of half-precision numbers",
     refuse=_one_dimension,
 )
-def layer_norm(self: Any, x: Tensor) -> Tensor:
-    if not ready(x, self.weight, self.bias) or x.dim() < 2:
+def float32_layer_norm(self: Any, x: Tensor) -> Tensor:
+    """A cast before and after are saved; without casts torch's norm is one pass too."""
+    if not ready(x, self.weight, self.bias) or x.dim() < 2 or x.dtype not in HALVES:
         return plain(self, x)
     return layer_norm_modulate(x, None, None, self.weight, self.bias, self.eps)
 
@@ -60,22 +59,8 @@ def diffusers_rms_norm(self: Any, x: Tensor) -> Tensor:
     return rms_norm_modulate(x, None, None, self.weight, self.eps)
 
 
-@rule(
-    "torch.nn.modules.normalization.GroupNorm",
-    "timm.layers.norm.GroupNorm",
-    "timm.layers.norm.GroupNorm1",
-    what="group norm",
-)
-def group_norm(self: Any, x: Tensor) -> Tensor:
-    return _group_norm(self, x, None) if _groups_ready(self, x) else plain(self, x)
-
-
 def _groups_ready(norm: Any, x: Any) -> bool:
     return ready(x, norm.weight, norm.bias) and x.dim() >= 2 and x.numel() > 0
-
-
-def _group_norm(norm: Any, x: Tensor, activation: str | None) -> Tensor:
-    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps, activation=activation)
 
 
 def _silu_after(module: Any) -> str | None:
@@ -86,7 +71,7 @@ def _silu_after(module: Any) -> str | None:
 def group_norm_act(self: Any, x: Tensor) -> Tensor:
     if not _groups_ready(self, x) or not quiet(self.act, self.drop) or type(self.drop) is not nn.Identity:
         return plain(self, x)
-    return _group_norm(self, x, "silu")
+    return group_norm_silu(x, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
 def is_group_norm(module: Any) -> bool:
@@ -259,7 +244,11 @@ def bias_apart(layer: Any) -> bool:
     return type(layer) is nn.Linear and quiet(layer)
 
 
-@rule("diffusers.models.activations.GELU", what="bias and GELU")
+def _by_tanh(module: Any) -> str | None:
+    return None if module.approximate == "tanh" else "an exact GELU is one pass in torch already"
+
+
+@rule("diffusers.models.activations.GELU", what="bias and GELU by tanh", refuse=_by_tanh)
 def diffusers_gelu(self: Any, hidden_states: Tensor) -> Tensor:
     if not ready_gate(hidden_states):
         return plain(self, hidden_states)
@@ -267,7 +256,7 @@ def diffusers_gelu(self: Any, hidden_states: Tensor) -> Tensor:
         h, bias = nn.functional.linear(hidden_states, self.proj.weight), self.proj.bias
     else:
         h, bias = self.proj(hidden_states), None
-    return gelu_tanh(h, bias, approximate=self.approximate)
+    return gelu_tanh(h, bias)
 
 
 def _gated_conv(module: Any) -> str | None:

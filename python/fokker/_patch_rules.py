@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._elementwise import FLOATS
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 Forward = Callable[..., Any]
 
 
@@ -77,7 +77,7 @@ def ready(x: Any, *others: Tensor | None) -> bool:
     """
     if not isinstance(x, Tensor) or x.dtype not in FLOATS or not (x.is_cpu or x.is_cuda):
         return False
-    if x.dtype in _HALVES and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in HALVES and torch.is_autocast_enabled(x.device.type):
         return False
     return all(t is None or (t.dtype in FLOATS and torch.promote_types(x.dtype, t.dtype) is x.dtype) for t in others)
 

@@ -5,9 +5,10 @@ r"""Fused layers put into a model that exists, and taken out again: the model ke
     patch.verify(model, *inputs)  # both ways, the largest difference of each module
     patch.remove(model)
 
-`apply` gives instances of known classes another ``forward``: torch's and timm's norms, diffusers' adaptive norms, gates
-and activations, its transformer blocks (DiT, PixArt, SD3, Flux, Sana, and those inside U-Nets), attention with normed
-queries and keys (Flux, SD3), residual blocks of U-Nets, and blocks of the plain forms of DiT, FiT and EDM's U-Nets.
+`apply` gives instances of known classes another ``forward``: RMS norms, group norms with a SiLU after them, diffusers'
+adaptive norms, gates and activations, its transformer blocks (DiT, PixArt, SD3, Flux, Sana, and those inside U-Nets),
+attention with normed queries and keys (Flux, SD3), residual blocks of U-Nets, timm's blocks, and blocks of the plain
+forms of DiT, FiT and EDM's U-Nets. A layer or group norm that stands alone is one pass in torch too, and stays.
 State dict, parameters, hooks, types and signatures stay. A forward that somebody else replaced is left alone, and where
 the fused ops would not compute what torch does (another dtype, a hook on a layer that a fused block does not call,
 half-precision streams under autocast), a replaced module does what its class does. A model that nothing is known of is
@@ -36,7 +37,11 @@ __all__ = ["Report", "Verification", "applied", "apply", "remove", "verify"]
 
 #: modules that look like those known, and why there is nothing to fuse
 _LEFT = {
-    "torch.nn.modules.activation.GELU": "one pass in torch already",
+    "torch.nn.modules.activation.GELU": "alone one pass in torch already",
+    "torch.nn.modules.normalization.LayerNorm": "alone one pass in torch already",
+    "torch.nn.modules.normalization.GroupNorm": "alone one pass in torch already",
+    "timm.layers.norm.LayerNorm": "alone one pass in torch already",
+    "timm.layers.norm.GroupNorm": "alone one pass in torch already",
     "diffusers.models.normalization.AdaLayerNormSingle": "makes modulations, normalises nothing",
 }
 _LOOKS = ("Norm", "GLU", "GELU", "AdaLN", "TransformerBlock", "ResnetBlock", "DiTBlock")

@@ -59,27 +59,29 @@ class Denoiser(nn.Module):
         return out.reshape(-1, 4, 4, 2, 2).transpose(2, 3).reshape(-1, 64)
 
 
-def train(data: Tensor, process: sde.EDM, steps: int, seed: int, batch: int = 64) -> tuple[Denoiser, list[float]]:
-    """Weighted denoising of ``data`` (N, 64) at log-normal noise levels (Karras et al. 2022, equation 8 and table 1).
+def objective(model: nn.Module, data: Tensor, process: sde.EDM, step: int, seed: int, batch: int) -> Tensor:
+    """Weighted denoising of rows of ``data`` at log-normal noise levels (Karras et al. 2022, equation 8, table 1)."""
+    rows = random.bits(batch, (), seed=seed, step=step, stream=random.Stream.TRAINING_TIME + 100) % len(data)
+    x0, d = data[rows], process.sigma_data
+    z = random.normal(batch, (), seed=seed, step=step, stream=random.Stream.TRAINING_TIME)
+    sigma = torch.exp(-0.4 + 1.2 * z).clamp(process.t_min, process.t_max).to(data.dtype)
+    x = process.diffuse(x0, sigma, seed=seed, step=step)
+    s = sigma[:, None]
+    scale = torch.sqrt(s * s + d * d)
+    target = (x0 - d * d / (scale * scale) * x) * scale / (s * d)  # of F, at weight 1
+    return (model(x / scale, sigma.log() / 4) - target).square().mean()
 
-    Returns the average of the weights over time and the losses.
-    """
+
+def train(data: Tensor, process: sde.EDM, steps: int, seed: int, batch: int = 64) -> tuple[Denoiser, list[float]]:
+    """Minimises `objective` on ``data`` (N, 64): the average of the weights over time, and the losses."""
     torch.manual_seed(seed)
     model = Denoiser()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.1)
-    losses, d = [], process.sigma_data
+    losses: list[float] = []
     for i in progress(range(steps), "training"):
-        rows = random.bits(batch, (), seed=seed, step=i, stream=random.Stream.TRAINING_TIME + 100) % len(data)
-        x0 = data[rows]
-        z = random.normal(batch, (), seed=seed, step=i, stream=random.Stream.TRAINING_TIME)
-        sigma = torch.exp(-0.4 + 1.2 * z).clamp(process.t_min, process.t_max)
-        x = process.diffuse(x0, sigma, seed=seed, step=i)
-        s = sigma[:, None]
-        scale = torch.sqrt(s * s + d * d)
-        target = (x0 - d * d / (scale * scale) * x) * scale / (s * d)  # of F, at weight 1
-        loss = (model(x / scale, sigma.log() / 4) - target).square().mean()
+        loss = objective(model, data, process, i, seed, batch)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
