@@ -15,18 +15,21 @@ class Law:
         self.m, self.v, self.w = (torch.tensor(a, dtype=F64) for a in (means, variances, weights))
 
     def parts(self, x, t):
-        a, s = float(self.process.alpha(t)), float(self.process.sigma(t))
+        """Log weight times density of each component, alpha, sigma, variances; t a number or ``(B,)``."""
+        if isinstance(t, torch.Tensor):
+            t = float(t[0]) if bool((t == t[0]).all()) else t.double()[:, None]
+        a, s = (torch.as_tensor(c, dtype=F64) for c in (self.process.alpha(t), self.process.sigma(t)))
         c = a * a * self.v + s * s
-        squares = (x[:, None] - a * self.m).square().sum(2)
+        squares = (x[:, None] - a[..., None] * self.m).square().sum(2)
         return self.w.log() - 0.5 * x.shape[1] * (2 * math.pi * c).log() - 0.5 * squares / c, a, s, c
 
     def log_prob(self, x, t):
         return self.parts(x, t)[0].logsumexp(1)
 
     def __call__(self, x, t):
-        logs, a, s, c = self.parts(x.double(), float(t[0]))
+        logs, a, s, c = self.parts(x.double(), t)
         r = torch.softmax(logs, 1)
-        score = (a * (r / c)) @ self.m - (r / c).sum(1, keepdim=True) * x
+        score = a * ((r / c) @ self.m) - (r / c).sum(1, keepdim=True) * x
         found = {"score": score, "epsilon": -s * score, "x0": (x + s * s * score) / a}[self.prediction]
         return found.to(x.dtype)
 

@@ -59,8 +59,15 @@ def test_weighted_samples_match_the_target(name):
     assert t > 1.5 * LIMIT and error > 0.04
 
 
-@pytest.mark.parametrize("name", ["product", "tilt"])
-@pytest.mark.parametrize("prediction", ["x0", "epsilon"])
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [
+        ("product", "epsilon"),
+        ("tilt", "x0"),
+        pytest.param("product", "x0", marks=pytest.mark.slow),
+        pytest.param("tilt", "epsilon", marks=pytest.mark.slow),
+    ],
+)
 def test_vp_and_other_predictions(name, prediction):
     """f is not 0 here, and scores are folded into the step: also the same samples as from scores."""
     process = sde.VP(t_min=0.02)

@@ -53,8 +53,18 @@ def run(process, measurement, steps=100, prediction="score", size=SIZE, **option
     return ParticlePosterior(model, measurement, **options).sample(process, (POPULATIONS * size, 3), steps, 1, **more)
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": 0.5}, {"noise": 0.7, "guidance": 0.5}], ids=str)
-@pytest.mark.parametrize("noise_std", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("noise_std", "options"),
+    [
+        (0.4, {}),
+        (1.0, {"guidance": 0.5}),
+        pytest.param(1.0, {}, marks=pytest.mark.slow),
+        pytest.param(0.4, {"guidance": 0.5}, marks=pytest.mark.slow),
+        pytest.param(0.4, {"noise": 0.7, "guidance": 0.5}, marks=pytest.mark.slow),
+        pytest.param(1.0, {"noise": 0.7, "guidance": 0.5}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_linear_posterior(noise_std, options):
     truth = exact(noise_std)
     found = moments(run(EDM, Measurement(A, Y, noise_std), **options))
@@ -65,7 +75,7 @@ def test_linear_posterior(noise_std, options):
     assert max(worst(a, b)[0] for a, b in zip(plain, truth, strict=True)) > LIMIT
 
 
-@pytest.mark.parametrize("prediction", ["score", "x0"])
+@pytest.mark.parametrize("prediction", [pytest.param("score", marks=pytest.mark.slow), "x0"])
 def test_variance_preserving(prediction):
     found = run(VP, Measurement(A, Y, 0.6), guidance=0.5, prediction=prediction)
     for a, b in zip(moments(found, float(VP.alpha(found.time))), exact(0.6), strict=True):
@@ -81,7 +91,8 @@ def test_a_matrix_is_a_function():
     torch.testing.assert_close(b.log_weights, a.log_weights, rtol=1e-9, atol=1e-9)
 
 
-def test_nonlinear_posterior():
+@pytest.mark.parametrize("laplacian", [pytest.param("exact", marks=pytest.mark.slow), 1])
+def test_nonlinear_posterior(laplacian):
     """An amplitude and a saturated product of a two-dimensional mixture, against sums over a grid."""
     means, variances, weights, y, noise_std = [[0.8, -0.4], [-0.9, 0.6]], [0.25, 0.3], [0.45, 0.55], [1.2, -0.3], 0.5
 
@@ -95,15 +106,14 @@ def test_nonlinear_posterior():
     p = torch.softmax(logs, 0)[:, None]
     mean = (p * points).sum(0)
     covariance = (p * (points - mean)).T @ (points - mean)
-    for laplacian in ("exact", 1):
-        method = ParticlePosterior(model, Measurement(operator, y, noise_std, 2.0), laplacian=laplacian)
-        found = method.sample(
-            EDM, (POPULATIONS * SIZE, 2), 100, 1, grid="log_snr", dtype=F64, prediction="score",
-            populations=POPULATIONS,
-        )  # fmt: skip
-        for a, b in zip(moments(found), (mean, covariance), strict=True):
-            t, error = worst(a, b)
-            assert t < LIMIT and error < 0.1
+    method = ParticlePosterior(model, Measurement(operator, y, noise_std, 2.0), laplacian=laplacian)
+    found = method.sample(
+        EDM, (POPULATIONS * SIZE, 2), 100, 1, grid="log_snr", dtype=F64, prediction="score",
+        populations=POPULATIONS,
+    )  # fmt: skip
+    for a, b in zip(moments(found), (mean, covariance), strict=True):
+        t, error = worst(a, b)
+        assert t < LIMIT and error < 0.1
 
 
 def test_bad_arguments_are_named():

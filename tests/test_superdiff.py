@@ -36,8 +36,13 @@ def exact(models, found):
     return torch.stack([m.log_prob(found.x, found.time) for m in models], 1)
 
 
-@pytest.mark.parametrize("process", [VE, VP], ids=["ve", "vp"])
-@pytest.mark.parametrize("mode", ["or", "mean"])
+@pytest.mark.parametrize(
+    ("mode", "process"),
+    [
+        pytest.param("or", VP, id="or-vp"),
+        *(pytest.param(m, p, marks=pytest.mark.slow) for m, p in (("or", VE), ("mean", VE), ("mean", VP))),
+    ],
+)
 def test_densities_along_the_path(mode, process):
     """Every model's log density at every time: root mean square errors fall as steps^{-1/2}, means are near 0."""
     models = three(process)
@@ -57,7 +62,7 @@ def test_densities_along_the_path(mode, process):
     assert float(rms[2].max()) < 0.4 and abs(float(errors[-1].mean())) < 0.06
 
 
-@pytest.mark.parametrize("bias", [None, [0.0, 1.0, -1.0]])
+@pytest.mark.parametrize("bias", [pytest.param(None, marks=pytest.mark.slow), [0.0, 1.0, -1.0]])
 def test_or_samples_the_mixture(bias):
     """|t| with 31 degrees of freedom at nine deciles: 5 is passed by chance in 2 of 10^4 tests."""
     models = [*three(VE)[1:], Law(VE, [[-2.0]], [0.1], [1.0])]
@@ -72,7 +77,7 @@ def test_or_samples_the_mixture(bias):
     assert t_statistics(mean.x, mean.log_weights, 32, target, GRID)[0] > 10
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_and_keeps_the_densities_together(count):
     models = spread_out(VE, count, 6)
     found = run(models, "and", (300, 6), 120)

@@ -7,6 +7,7 @@ import base64
 import datetime
 import html
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ def measure(bench: Bench, rounds: int, target: float) -> dict[str, Any]:
     }
     return {
         "name": bench.name,
+        "family": bench.family,
         "seconds": seconds,
         "ratio": ratios,
         "asked": bench.asked,
@@ -110,7 +112,7 @@ def _describe(row: dict[str, Any]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], facts: dict[str, Any], folder: Path) -> list[Path]:
-    """Bars of the time ratio to each opponent with what was asked; one picture a family."""
+    """Bars of the time ratio with what was asked; one picture a family and opponent."""
     try:
         import matplotlib
     except ImportError:
@@ -121,16 +123,9 @@ def draw(rows: list[dict[str, Any]], facts: dict[str, Any], folder: Path) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     families: dict[str, list[tuple[str, float, float | None]]] = {}
     for row in rows:
-        family = (
-            "vMF"
-            if row["name"].lower().startswith("vmf")
-            else "Bessel"
-            if row["name"].startswith(("log_", "iv", "kv"))
-            else ""
-        )
         for name, ratio in row["ratio"].items():
-            if family and not name.startswith("fokker"):
-                families.setdefault(f"{family} against {name}", []).append((row["name"], ratio, row["asked"].get(name)))
+            title = f"{row['family']} against {name}"
+            families.setdefault(title, []).append((row["name"], ratio, row["asked"].get(name)))
     paths = []
     for title, bars in families.items():
         figure, axes = plt.subplots(figsize=(9, 0.8 + 0.32 * len(bars)), layout="constrained")
@@ -147,7 +142,7 @@ def draw(rows: list[dict[str, Any]], facts: dict[str, Any], folder: Path) -> lis
         axes.set_xlabel("time of the opponent / time of fokker (black mark: asked for)")
         axes.set_title(f"{title}\n{facts['cpu']}, {facts['cpu_isa']}, {facts['threads']} thread(s)", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        path = folder / (title.lower().replace(" ", "-").replace(",", "") + ".png")
+        path = folder / (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".png")
         figure.savefig(path, dpi=110)
         plt.close(figure)
         paths.append(path)
@@ -189,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         limit = limits()
         rounds, target = (5, 0.004) if args.quick else (15, 0.01)
-        chosen = (b for b in benches() if not args.op or any(o in b.name for o in args.op))
+        chosen = (b for b in benches() if not args.op or any(o in b.name or o == b.family for o in args.op))
         rows = []
         facts = {**machine(), **limit}
         print(

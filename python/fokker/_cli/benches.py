@@ -34,6 +34,7 @@ class Bench:
     #: the operations are float64's
     wide: bool = False
     note: str = ""
+    family: str = ""
 
 
 def _uniform(g: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
@@ -332,25 +333,35 @@ def _random() -> Iterator[Bench]:
     )
 
 
-def benches(points: int = 8192) -> Iterator[Bench]:
-    """All of them, in order; built one at a time."""
-    yield from _overhead()
-    yield from _bessel(points)
-    yield from _bessel_gradients(points)
-    yield from _isa(points)
-    yield from _vmf()
-    yield from _sampling()
-    yield from _random()
-    from .benches_denoiser_groups import benches as group_benches
-    from .benches_density import benches as density_benches
-    from .benches_kde import benches as kde_benches
-    from .benches_schedulers import benches as scheduler_benches
-    from .benches_sde import benches as sde_benches
-    from .benches_systems import benches as systems_benches
+def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]], ...]]:
+    """What makes the entries of each family."""
+    from . import (
+        benches_denoiser_groups,
+        benches_density,
+        benches_kde,
+        benches_schedulers,
+        benches_sde,
+        benches_systems,
+    )
 
-    yield from kde_benches()
-    yield from density_benches()
-    yield from sde_benches()
-    yield from scheduler_benches()
-    yield from group_benches()
-    yield from systems_benches()
+    return {
+        "Calls": (_overhead,),
+        "Bessel functions": tuple(functools.partial(f, points) for f in (_bessel, _bessel_gradients, _isa)),
+        "von Mises-Fisher": (_vmf, _sampling),
+        "Noise": (_random,),
+        "Kernel density sums": (benches_kde.benches,),
+        "Mixtures and pairwise sums": (benches_density.benches,),
+        "SDE steps": (benches_sde.benches,),
+        "Schedulers": (benches_schedulers.benches,),
+        "Denoiser blocks": (benches_denoiser_groups.benches,),
+        "Systems": (benches_systems.benches,),
+    }
+
+
+def benches(points: int = 8192) -> Iterator[Bench]:
+    """All of them, family by family; built one at a time."""
+    for family, makers in families(points).items():
+        for make in makers:
+            for bench in make():
+                bench.family = family
+                yield bench

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .benches import Bench, Run, _one_thread
+from .benches import Bench, Run, on_threads
 
 STEPS = 20
 _SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -97,7 +97,7 @@ def benches() -> Iterator[Bench]:
             )
             yield Bench(
                 f"scheduler {label}, {' x '.join(map(str, shape))}",
-                {"fokker": _one_thread(_run(ours, x, m)), "diffusers": _one_thread(_run(theirs, x, m))},
+                {"fokker": on_threads(1, _run(ours, x, m)), "diffusers": on_threads(1, _run(theirs, x, m))},
                 {"diffusers": asked} if asked else {},
                 elements=STEPS * x.numel(),
                 bytes=0 if tiny else int(STEPS * 4 * case.moved * x.numel()),
