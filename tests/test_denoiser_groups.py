@@ -96,6 +96,21 @@ def test_large_means_cost_no_digits(backend, last):
     assert worst(got, right) <= 2e-6 * float(right.abs().max())
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "last"])
+def test_a_group_larger_than_a_block_can_keep(backend, last):
+    """252,000 bytes: no shared memory holds it, and it is read again."""
+    if backend == "reference":
+        pytest.skip("keeps nothing")
+    x, *rest = arguments((1, 2, 175, 180), last=last, at=device(backend))
+    leaf = x.clone().requires_grad_()
+    y, wide = group_norm_silu(leaf, 1, *rest), x.double().cpu().requires_grad_()
+    want = by_torch(wide, 1, *rest)
+    assert worst(y, want) <= 1e-6 * float(want.detach().abs().max())
+    grad = torch.randn(want.shape)
+    (got,), (right,) = torch.autograd.grad(y, leaf, grad.to(x.device)), torch.autograd.grad(want, wide, grad.double())
+    assert worst(got, right) <= 2e-6 * float(right.abs().max())
+
+
 @pytest.mark.parametrize("first", [1e4, 0.0])
 def test_an_outlier_costs_no_digits(backend, first):
     """The first number of a group far from the others, and a drift of the mean along the positions."""
@@ -132,23 +147,22 @@ def test_halves_are_the_rounded_float32_result(backend, dtype, last):
 def test_cut_and_other_strides(backend):
     """Batches, channels and rows cut out of a tensor, FiLM in one tensor, and strides that are copied."""
     at = device(backend)
-    x, w, b, scale, shift = arguments((3, 12, 6, 8), F64, at=at)
-    want = group_norm_silu(x, 3, w, b, scale, shift)
-    big = torch.randn(6, 20, 10, 8, dtype=F64, device=at)
-    big[::2, 4:16, 2:8] = x
-    views = [big[::2, 4:16, 2:8], channels_last(big)[::2, 4:16, 2:8], channels_last(x), x.mT.contiguous().mT]
-    views += [x.flatten(2).unflatten(2, (6, 8)), torch.stack([x, x], -1)[..., 0], x.transpose(0, 1).contiguous().mT.mT]
-    views += [x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)]
-    for view in views[:6] + views[7:]:
-        got = group_norm_silu(view, 3, w, b, scale, shift)
+    x, *rest = arguments((2, 6, 4, 5), F64, at=at)
+    plain = x.clone().requires_grad_()
+    want = group_norm_silu(plain, 3, *rest)
+    (right,) = torch.autograd.grad(want.sum(), plain)
+    big = torch.randn(4, 9, 7, 5, dtype=F64, device=at)
+    big[::2, 2:8, 1:5] = x
+    views = [big[::2, 2:8, 1:5], channels_last(big)[::2, 2:8, 1:5], channels_last(x), x.mT.contiguous().mT]
+    views += [torch.stack([x, x], -1)[..., 0], x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)]
+    for view in views:
+        leaf = view.detach().requires_grad_()
+        got = group_norm_silu(leaf, 3, *rest)
         assert got.stride() == torch.empty_like(view).stride()
         torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
-        leaf = view.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(group_norm_silu(leaf, 3, w, b, scale, shift).sum(), leaf)
-        plain = x.clone().requires_grad_()
-        (right,) = torch.autograd.grad(group_norm_silu(plain, 3, w, b, scale, shift).sum(), plain)
+        (grad,) = torch.autograd.grad(got.sum(), leaf)
         torch.testing.assert_close(grad, right, rtol=1e-12, atol=1e-12)
-    expanded = x[:, :, :1, :1].expand(3, 12, 6, 8)
+    expanded = x[:, :, :1, :1].expand(2, 6, 4, 5)
     torch.testing.assert_close(group_norm_silu(expanded, 3), group_norm_silu(expanded.contiguous(), 3))
 
 
@@ -264,24 +278,25 @@ def test_bias_free_formula(backend, last):
 def test_a_bias_free_network_is_homogeneous(backend):
     """D(k x) = k D(x), k > 0, of convolutions without bias, norms with given deviations, and relu."""
     at = device(backend)
-    x, w, *_ = arguments((2, 8, 9, 9), F64, at=at)
-    kernels = [torch.randn(8, 8, 3, 3, dtype=F64, device=at) / 8 for _ in range(3)]
+    x, w, *_ = arguments((1, 4, 5, 6), F64, at=at)
+    kernels = [torch.randn(4, 4, 3, 3, dtype=F64, device=at) / 6 for _ in range(2)]
 
     def denoise(x, own=False):
         for kernel in kernels:
             x = torch.nn.functional.conv2d(x, kernel, padding=1)
-            std = None if own else torch.linspace(0.5, 2, 8, dtype=F64, device=at)
-            x = bias_free_norm(x, 8, w, std=std, eps=1e-30, activation="relu")
+            std = None if own else torch.linspace(0.5, 2, 4, dtype=F64, device=at)
+            x = bias_free_norm(x, 4, w, std=std, eps=1e-30, activation="relu")
         return x
 
-    once = denoise(x)
+    once, own = denoise(x), denoise(x, own=True)
     assert once.abs().max() > 0.1
-    for k in (1e-3, 0.7, 300.0):
+    for k in (1e-3, 300.0):
         torch.testing.assert_close(denoise(k * x), k * once, rtol=1e-11, atol=0)
         # with each sample's own deviation: of degree zero
-        torch.testing.assert_close(denoise(k * x, own=True), denoise(x, own=True), rtol=1e-9, atol=1e-12)
-    jacobian = torch.func.jvp(denoise, (x,), (x,))[1]  # of degree one: D(x) = D'(x) x
-    torch.testing.assert_close(jacobian, once, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(denoise(k * x, own=True), own, rtol=1e-9, atol=1e-12)
+    leaf = x.clone().requires_grad_()  # of degree one: the sum of D is its slope times x
+    (slope,) = torch.autograd.grad(denoise(leaf).sum(), leaf)
+    torch.testing.assert_close((slope * x).sum(), once.sum(), rtol=1e-9, atol=1e-12)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------

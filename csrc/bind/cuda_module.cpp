@@ -1,12 +1,14 @@
 // Built twice: as _cuda over the GPU, and as _emu (FOKKER_EMU), where the same kernels run on the host.
 #include "bind/distance_ops.h"
 #include "bind/gaussian_ops.h"
+#include "bind/group_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
 #include "bind/sde_ops.h"
 #include "cuda/distance.h"
 #include "cuda/gaussian.h"
+#include "cuda/groups.h"
 #include "cuda/kernels.h"
 #include "cuda/particles.h"
 #include "cuda/sde_launch.h"
@@ -99,6 +101,8 @@ struct Cuda {
   }
   static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
+  static std::int64_t group_work(const fokker::GroupPlan& p) { return cuda::group_work(p); }
+  static void group_run(const fokker::GroupPlan& p, Guard& g) { cuda::group_run(p, g.stream); }
 };
 
 }  // namespace
@@ -110,6 +114,7 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_kde_ops<Cuda>(m);
   fokker::bind::bind_sde_ops<Cuda>(m);
   fokker::bind::bind_particle_ops<Cuda>(m);
+  fokker::bind::bind_group_ops<Cuda>(m);
   m.def("device_count", [] {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;

@@ -60,6 +60,43 @@ def gaussian_pull(
     offset: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None: ...
+def group_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    std: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    activation: int,
+    centred: bool,
+    last: bool,
+    sum: torch.Tensor | None,
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    work: torch.Tensor | None,
+) -> None: ...
+def group_norm_vjp(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    grad_sum: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    std: torch.Tensor | None,
+    stats: torch.Tensor,
+    groups: int,
+    activation: int,
+    centred: bool,
+    last: bool,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    work: torch.Tensor | None,
+) -> None: ...
+def group_work(batch: int, channels: int, groups: int, positions: int, last: bool, backward: bool) -> int: ...
 def init(tensor: type, parameter: type, cuda_error: object) -> None: ...
 def kde_sums(
     x: torch.Tensor,
