@@ -7,6 +7,7 @@ import torch
 from conftest import BACKENDS
 from group_calls import group_arguments
 from heads_calls import head_arguments
+from loss_calls import loss_arguments
 from sde_calls import step_arguments
 from torch import Tensor
 
@@ -199,6 +200,8 @@ def registration_arguments(name: str):
         return density_arguments(name, unit)
     if name.startswith("sde_"):
         return step_arguments(name)
+    if name.startswith("loss_"):
+        return loss_arguments(name)
     if name.startswith("denoiser_group"):
         return group_arguments(name)
     if name in special:

@@ -3,6 +3,7 @@
 #include "bind/distance_ops.h"
 #include "bind/gaussian_ops.h"
 #include "bind/kde_ops.h"
+#include "bind/loss_ops.h"
 #include "bind/norm_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
@@ -105,6 +106,7 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_gaussian_ops<Cpu>(m);
   fokker::bind::bind_kde_ops<Cpu>(m);
   fokker::bind::bind_sde_ops<Cpu>(m);
+  fokker::bind::bind_loss_ops<Cpu>(m);
   fokker::bind::bind_particle_ops<Cpu>(m);
   fokker::bind::bind_norm_ops<Cpu>(m);
   fokker::bind::bind_group_ops<Cpu>(m);

@@ -3,6 +3,7 @@
 #include "bind/gaussian_ops.h"
 #include "bind/group_ops.h"
 #include "bind/kde_ops.h"
+#include "bind/loss_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
 #include "bind/sde_ops.h"
@@ -97,7 +98,8 @@ struct Cuda {
   static void sde_run(const fokker::AffinePlan& p, Guard& g) {
     if (p.task == fokker::SdeTask::step) cuda::sde_step(p, g.stream);
     else if (p.task == fokker::SdeTask::vjp) cuda::sde_vjp(p, g.stream);
-    else cuda::sde_gram(p, g.stream);
+    else if (p.task == fokker::SdeTask::gram) cuda::sde_gram(p, g.stream);
+    else cuda::losses(p, g.stream);
   }
   static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
@@ -113,6 +115,7 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_gaussian_ops<Cuda>(m);
   fokker::bind::bind_kde_ops<Cuda>(m);
   fokker::bind::bind_sde_ops<Cuda>(m);
+  fokker::bind::bind_loss_ops<Cuda>(m);
   fokker::bind::bind_particle_ops<Cuda>(m);
   fokker::bind::bind_group_ops<Cuda>(m);
   m.def("device_count", [] {

@@ -11,6 +11,7 @@ namespace fokker {
 constexpr int kMaxTerms = 8, kMaxVectors = kMaxTerms + 1, kMaxResults = 3;
 constexpr int kMaxJoined = kMaxVectors + 1;  // with the noise
 constexpr int kMaxColumns = kMaxTerms + 4;   // a, b_1 .. b_8, c, p, q
+constexpr int kMaxFormVectors = 4;             // of the linear forms of a loss
 constexpr int kMaxPairs = kMaxJoined * (kMaxJoined + 1) / 2;
 
 // A tensor (batch, sample...) over the plan's merged dimensions of a sample.
@@ -20,16 +21,20 @@ struct Operand {
   std::int64_t batch_stride = 0, strides[kMaxDims];
 };
 
-enum class SdeTask : int { step, vjp, gram };
+enum class SdeTask : int { step, vjp, gram, forms, lognormal };
 
 //   step  out[r] = sum of in[] and noise by the coefficients of result r; sums: inner products of [y - x, m, z]
 //   vjp   out[k] = gradient in in[k] (null: not wanted) from grad[r]; sums: gradients in the coefficients (R, C)
 //   gram  sums: inner products of in[] and the noise
+//   forms sums: of `results` linear forms p, q, d of in[]: <p, p>, <p, q>, sum |d|; coefficients in double
+//   lognormal  residual r = a x s + log(x / x0) + c of in[] = s, x, x0 (without the x where not `multiplied`), its
+//         coefficients a, c, g in double; sums: <r, r>; or out[0] = 2 g a x r, the gradient in s
 struct AffinePlan {
   SdeTask task = SdeTask::step;
   int vectors = 0, results = 1, columns = 0;  // vectors: x and the terms
   bool noisy = false, exponential = false, clipped = false, aliased = false;
   bool wide = false;  // computed in float64
+  bool multiplied = false;
   double clip = 0;
   std::int64_t batch = 0, n = 0;  // samples, and elements of one
   int ndim = 0;
@@ -56,7 +61,14 @@ struct AffinePlan {
   FK_HD FK_INLINE int joined() const { return vectors + (noisy ? 1 : 0); }
   FK_HD FK_INLINE int pairs() const { return joined() * (joined() + 1) / 2; }
   // Numbers that are summed over a sample.
-  FK_HD FK_INLINE int sum_count() const { return task == SdeTask::vjp ? results * columns : pairs(); }
+  FK_HD FK_INLINE int sum_count() const {
+    return task == SdeTask::vjp     ? results * columns
+           : task == SdeTask::forms ? results
+           : squares()              ? pairs()
+                                    : 1;
+  }
+  // Whether the sums are the upper triangle of a square of inner products.
+  FK_HD FK_INLINE bool squares() const { return task == SdeTask::step || task == SdeTask::gram; }
   FK_HD FK_INLINE int per_block() const { return wide ? 2 : 4; }
   FK_HD FK_INLINE std::uint64_t key() const { return seed_at ? static_cast<std::uint64_t>(*seed_at) : seed; }
   FK_HD FK_INLINE std::uint32_t counter1() const {
@@ -72,6 +84,10 @@ struct AffinePlan {
   // Coefficient `column` of result r for sample b, if the row exists.
   FK_HD FK_INLINE std::int64_t coefficient(std::int64_t b, int r, int column) const {
     return row_now() * step_stride + b * coefficient_stride + r * result_stride + column * column_stride;
+  }
+  // The coefficients of a loss, (results, columns) in double, of sample b.
+  FK_HD FK_INLINE const double* wide_coefficients(std::int64_t b) const {
+    return static_cast<const double*>(coefficients) + b * coefficient_stride;
   }
   FK_HD FK_INLINE bool adjacent(const Operand& o) const { return ndim == 0 || (ndim == 1 && o.strides[0] == 1); }
   FK_HD FK_INLINE bool native(const Operand& o) const { return o.dtype == (wide ? DType::f64 : DType::f32); }

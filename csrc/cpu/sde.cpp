@@ -59,7 +59,7 @@ void sde_run(const AffinePlan& p) {
     double* const total = partial + b * parts * count;
     for (std::int64_t r = 1; r < parts; ++r)
       for (int j = 0; j < count; ++j) total[j] += total[r * count + j];
-    if (p.task == SdeTask::vjp) {
+    if (!p.squares()) {
       std::copy(total, total + count, p.sums + b * count);
       continue;
     }

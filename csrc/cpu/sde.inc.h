@@ -1,6 +1,7 @@
 // Body of the steps of SDE samplers, their vector-Jacobian products and inner products, once per instruction set.
 //
 // One pass: a tile of every operand is read once into the first cache, noise is made there, results are written once.
+#include "cpu/losses.inc.h"
 #include "cpu/sde_vjp.inc.h"
 
 namespace fokker::cpu::FK_ISA {
@@ -258,6 +259,8 @@ template <typename T>
 void run(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
   if (p.task == SdeTask::vjp) vjp<T>(p, items, begin, end, partial);
   else if (p.task == SdeTask::gram) gram<T>(p, items, begin, end, partial);
+  else if (p.task == SdeTask::forms) forms<T>(p, items, begin, end, partial);
+  else if (p.task == SdeTask::lognormal) lognormal<T>(p, items, begin, end, partial);
   else if (p.sample) step_short<T>(p, items, begin, end, partial);
   else step<T>(p, items, begin, end, partial);
 }

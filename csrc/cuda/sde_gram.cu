@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kSdeThreads)
   for (std::int64_t t = lane; t < tiles; t += kWarp) sum += p.partial[(b * tiles + t) * count + k];
   sum = warp_reduce(sum, Sum{});
   if (lane != 0) return;
-  if (p.task == SdeTask::vjp) {
+  if (!p.squares()) {
     p.sums[b * count + k] = sum;
     return;
   }

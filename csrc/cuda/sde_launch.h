@@ -16,6 +16,7 @@ constexpr int kSdeTileBlocks = 1024;  // Philox blocks of one tile: 4096 floats,
 void sde_step(const AffinePlan& p, cudaStream_t stream);
 void sde_vjp(const AffinePlan& p, cudaStream_t stream);
 void sde_gram(const AffinePlan& p, cudaStream_t stream);
+void losses(const AffinePlan& p, cudaStream_t stream);
 // p.sums from p.partial: `tiles` rows of `count` sums a sample, added in order.
 void sde_add_tiles(const AffinePlan& p, std::int64_t tiles, int count, cudaStream_t stream);
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import (
     _cases_denoiser_groups,
     _cases_denoiser_heads,
+    _cases_denoiser_losses,
     _cases_denoiser_norms,
     _cases_sde,
     _vmf_ops,
@@ -646,3 +647,4 @@ _cases_sde.add_rows(Case, add, HALF)
 _cases_denoiser_groups.add_rows(Case, add, HALF)
 _cases_denoiser_norms.add_rows(Case, add, HALF)
 _cases_denoiser_heads.add_rows(Case, add, HALF)
+_cases_denoiser_losses.add_rows(Case, add, HALF)
