@@ -365,3 +365,23 @@ def benches(points: int = 8192) -> Iterator[Bench]:
             for bench in make():
                 bench.family = family
                 yield bench
+def benches(points: int = 8192) -> Iterator[Bench]:
+    """All of them, in order; built one at a time."""
+    yield from _overhead()
+    yield from _bessel(points)
+    yield from _bessel_gradients(points)
+    yield from _isa(points)
+    yield from _vmf()
+    yield from _sampling()
+    yield from _random()
+    from .benches_denoiser_losses import benches as loss_benches
+    from .benches_density import benches as density_benches
+    from .benches_kde import benches as kde_benches
+    from .benches_schedulers import benches as scheduler_benches
+    from .benches_sde import benches as sde_benches
+
+    yield from kde_benches()
+    yield from density_benches()
+    yield from sde_benches()
+    yield from scheduler_benches()
+    yield from loss_benches()
