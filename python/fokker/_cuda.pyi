@@ -116,6 +116,20 @@ def kde_sums(
     square: torch.Tensor | None,
     delta: torch.Tensor | None,
 ) -> None: ...
+def loss_forms(
+    vectors: collections.abc.Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    out: torch.Tensor,
+    partial: torch.Tensor | None,
+) -> None: ...
+def loss_lognormal(
+    vectors: collections.abc.Sequence[torch.Tensor],
+    coefficients: torch.Tensor,
+    multiplied: bool,
+    sums: torch.Tensor | None,
+    out: torch.Tensor | None,
+    partial: torch.Tensor | None,
+) -> None: ...
 def random_fill(
     kind: int,
     seed: int,
