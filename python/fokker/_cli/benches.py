@@ -337,6 +337,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
     """What makes the entries of each family."""
     from . import (
         benches_denoiser_groups,
+        benches_denoiser_losses,
         benches_density,
         benches_kde,
         benches_schedulers,
@@ -353,7 +354,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
         "Mixtures and pairwise sums": (benches_density.benches,),
         "SDE steps": (benches_sde.benches,),
         "Schedulers": (benches_schedulers.benches,),
-        "Denoiser blocks": (benches_denoiser_groups.benches,),
+        "Denoiser blocks": (benches_denoiser_groups.benches, benches_denoiser_losses.benches),
         "Systems": (benches_systems.benches,),
     }
 
@@ -365,23 +366,3 @@ def benches(points: int = 8192) -> Iterator[Bench]:
             for bench in make():
                 bench.family = family
                 yield bench
-def benches(points: int = 8192) -> Iterator[Bench]:
-    """All of them, in order; built one at a time."""
-    yield from _overhead()
-    yield from _bessel(points)
-    yield from _bessel_gradients(points)
-    yield from _isa(points)
-    yield from _vmf()
-    yield from _sampling()
-    yield from _random()
-    from .benches_denoiser_losses import benches as loss_benches
-    from .benches_density import benches as density_benches
-    from .benches_kde import benches as kde_benches
-    from .benches_schedulers import benches as scheduler_benches
-    from .benches_sde import benches as sde_benches
-
-    yield from kde_benches()
-    yield from density_benches()
-    yield from sde_benches()
-    yield from scheduler_benches()
-    yield from loss_benches()
