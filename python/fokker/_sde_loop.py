@@ -123,6 +123,10 @@ class Loop:
             else:
                 terms = [*terms, self._noise(stream, number, step, x)]
         if op.langevin is not None:
+            if place and not x.is_cuda:
+                # read twice: on a CPU its numbers cost more than its bytes
+                z = random.normal(x.shape[0], tuple(x.shape[1:]), dtype=x.dtype, device=x.device, **place)
+                terms, place = [*terms, z], {}
             weights, row = self._langevin(op, x, terms, place), None
         found = affine_step(
             x, terms, weights, row=row, exponential=op.multiplicative, clip=self.clip if op.clip else None,
@@ -182,9 +186,10 @@ class Loop:
     def _langevin(self, op: Op, x: Tensor, terms: list[Tensor], place: dict[str, Any]) -> Tensor:
         """The columns of x + k s + (2 k)^{1/2} z with k = 2 a (snr |z| / |s|)^2, ``(B, 3)``, s = p x + q m."""
         snr, a, batch, p, q = op.langevin  # type: ignore[misc]
-        g = gram([x, *terms], **place)
-        s2 = (p * p * g[:, 0, 0] + 2 * p * q * g[:, 0, 1] + q * q * g[:, 1, 1]).clamp(min=0)
-        z2 = g[:, -1, -1]
+        g = gram([x, *terms] if p else terms, **place)
+        s2, z2 = g[:, -2, -2] * q * q, g[:, -1, -1]
+        if p:
+            s2 = (s2 + p * p * g[:, 0, 0] + 2 * p * q * g[:, 0, 1]).clamp(min=0)
         if batch:
             s2, z2 = s2.sqrt().mean().square(), z2.sqrt().mean().square()
         k = 2 * a * snr**2 * torch.where(s2 > 0, z2 / torch.where(s2 > 0, s2, 1.0), 0.0).expand(x.shape[0])

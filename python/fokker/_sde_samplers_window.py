@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ._sde_processes import RectifiedFlow
 from ._sde_samplers import Sampler, without_last_noise
-from ._sde_step import affine_step
+from ._sde_step import gram
 from ._sde_table import Row
 
 __all__ = ["FlowWindow", "gaussian_log_prob", "step_log_prob"]
@@ -109,7 +109,9 @@ def step_log_prob(
     a, b, s = sampler.step(t, step)
     if not s or (sampler.last_mean and step == len(t) - 2):
         raise ValueError(f"step {step} has no noise, and so no density")
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    weights = torch.tensor([1 / s, -a / s, -b / s], dtype=torch.float64).to(wide).to(x.device)
-    z = affine_step(x_next.to(x.dtype), [x, velocity], weights)
-    return gaussian_log_prob(z.double().square().flatten(1).sum(1), s, x[0].numel(), reduction)
+    # |x_next - a x - b velocity|^2 / S^2 from inner products, whose float64 sums can bear the cancellation: one read of
+    # each tensor, and one more for the gradient
+    weights = torch.tensor([1 / s, -a / s, -b / s], dtype=torch.float64)
+    form = torch.outer(weights, weights).flatten().to(x.device)
+    square = gram([x_next.to(x.dtype), x, velocity]).flatten(1) @ form
+    return gaussian_log_prob(square, s, x[0].numel(), reduction)

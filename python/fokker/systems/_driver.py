@@ -56,10 +56,10 @@ class Particles(NamedTuple):
 class Products:
     """Inner products ``(B, J, J)`` in float64 of [y - x, scores s_i, extra terms e_i, (x), noise z]."""
 
-    def __init__(self, gram: Tensor, scores: int, extra: int) -> None:
-        self.gram = gram
-        self.s, self.e = slice(1, 1 + scores), slice(1 + scores, 1 + scores + extra)
-        self.at_x, self.at_z = 1 + scores + extra, gram.shape[1] - 1
+    def __init__(self, gram: Tensor, first: int, scores: int, extra: int) -> None:
+        self.gram = gram  #: without y - x and z where ``first`` is 0
+        self.s, self.e = slice(first, first + scores), slice(first + scores, first + scores + extra)
+        self.at_x, self.at_z = first + scores + extra, gram.shape[1] - 1
 
     @property
     def ss(self) -> Tensor:
@@ -153,12 +153,13 @@ class Run:
     def call(self, i: int, x: Tensor, t: float | Tensor) -> Tensor:
         """models[i](x, t), its output's shape, dtype and device checked; t a number or ``(B,)``."""
         times = t if isinstance(t, Tensor) else x.new_full((x.shape[0],), t)
-        given = x
+        given = x if x.dtype is self.model_dtype else x.to(self.model_dtype)
         if self.prediction == "edm":
             sigma = self.process.sigma(times.double())
             scale = torch.rsqrt(sigma.square() + self.process.sigma_data**2).to(x.dtype)
-            given, times = x * scale.reshape(-1, *(1,) * (x.dim() - 1)), torch.log(sigma) / 4
-        found = self.method.models[i](given.to(self.model_dtype), times.to(x.dtype))
+            given = (x * scale.reshape(-1, *(1,) * (x.dim() - 1))).to(self.model_dtype)
+            times = torch.log(sigma) / 4
+        found = self.method.models[i](given, times.to(x.dtype))
         self.calls += 1
         return self.checked(f"models[{i}]", found, x.shape)
 
@@ -178,7 +179,8 @@ class Run:
 
     def outputs(self, k: Step, x: Tensor) -> list[Tensor]:
         """Every model's output at (x, k.t): what `move` takes for the scores, of whatever prediction."""
-        return [self.call(i, x, k.t) for i in range(len(self.method.models))]
+        t = x.new_full((x.shape[0],), k.t)
+        return [self.call(i, x, t) for i in range(len(self.method.models))]
 
     def table(self, rows: Sequence[Sequence[float]]) -> Tensor:
         """Weights [x, s_1 .. s_M, e_1 .. e_E, z] of every step, on the device at once: rows for `move`."""
@@ -201,31 +203,40 @@ class Run:
 
     def move(
         self, k: Step, x: Tensor, outputs: Sequence[Tensor], weights: Tensor, *, row: int | None = None,
-        extra: Sequence[Tensor] = (), stream: int = Stream.PREDICTOR, number: int | None = None,
+        extra: Sequence[Tensor] = (), stream: int = Stream.PREDICTOR, number: int | None = None, noisy: bool = True,
     ) -> tuple[Tensor, Products]:  # fmt: skip
         """y = a x + sum b_i s_i + sum c_j e_j + d z in one pass, and the inner products of all that is in it.
 
-        weights: `table`'s with the ``row`` to take, or ``(B, C)`` of this step alone, in the same columns.
+        weights: `table`'s with the ``row`` to take, or ``(B, C)`` of this step alone, in the same columns. noisy:
+        whether products with y - x and z are wanted.
         """
         if row is None:
             weights = self._folded(weights, [k.index]).to(self.dtype)
         terms = [*outputs, *extra, *([x] if self.with_x else [])]
         place = {"seed": self.seed, "step": k.index if number is None else number, "stream": stream}
         place["sample_ids"] = self.ids
-        if len(terms) <= TERMS:
+        # products of the terms alone are cheaper apart on a CPU; on a GPU that would be one more read
+        apart = not (noisy or x.is_cuda) and bool(terms)
+        if len(terms) <= TERMS and apart:
+            y, gram = sde.affine_step(x, terms, weights, row=row, **place), sde.gram(terms)
+        elif len(terms) <= TERMS:
+            apart = False
             y, gram = sde.affine_step(x, terms, weights, row=row, dots=True, **place)
         else:
+            apart = False
             y, gram = _long_step(x, terms, weights if row is None else weights[row], place)
-        torch.sum(gram.diagonal(dim1=1, dim2=2), 0, out=self.health[k.index, : gram.shape[1]])
+        first = 0 if apart else 1
+        torch.sum(gram.diagonal(dim1=1, dim2=2), 0, out=self.health[k.index, 1 - first : 1 - first + gram.shape[1]])
         p, q = self.scores_of[k.index]
         if (p, q) != (0.0, 1.0):
             m, change = len(outputs), torch.eye(gram.shape[1], dtype=torch.float64)
-            change[1 : 1 + m, 1 : 1 + m] *= q
+            s = slice(first, first + m)
+            change[s, s] *= q
             if p:
-                change[1 : 1 + m, -2] = p
+                change[s, -1 - first] = p
             change = change.to(self.device)
             gram = change @ gram @ change.T
-        return y, Products(gram, len(outputs), len(extra))
+        return y, Products(gram, first, len(outputs), len(extra))
 
     def add(self, k: Step, y: Tensor, x: Tensor, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """y + sum_i weights[:, i] s_i (x, t), written over y; weights ``(B, M)`` in any float dtype."""

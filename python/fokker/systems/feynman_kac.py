@@ -99,7 +99,7 @@ class FeynmanKac(Method):
         m = run.outputs(k, x)
         now, then = self.beta[k.index : k.index + 2]
         value, extra = (None, ()) if self.reward is None else rewarded(run, self.reward, x)
-        y, p = run.move(k, x, m, self.table, row=k.index, extra=extra)
+        y, p = run.move(k, x, m, self.table, row=k.index, extra=extra, noisy=False)
         if self.weighted:
             form = (p.ss * self.square).sum((1, 2))
             if value is not None:

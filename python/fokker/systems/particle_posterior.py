@@ -165,7 +165,7 @@ class ParticlePosterior(Method):
     def step(self, run: Run, k: Step, x: Tensor) -> Tensor:
         m = run.outputs(k, x)
         value, slope, curve = self.measurement.evaluate(run, x / k.alpha if k.alpha != 1 else x, self.probes(run, k, x))
-        y, p = run.move(k, x, m, self.table, row=k.index, extra=(slope,))
+        y, p = run.move(k, x, m, self.table, row=k.index, extra=(slope,), noisy=False)
         if self.weighted:
             now, then = self.precision[k.index : k.index + 2]
             scale = now / k.alpha  # grad mu over the slope

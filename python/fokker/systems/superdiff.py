@@ -115,7 +115,10 @@ class SuperDiff(Method):
         difference = self.gaps @ gram @ self.gaps.T
         wrong = self.gaps @ (value + (gram @ self.equal[..., None])[..., 0])[..., None]
         # the least squares solution, which is 0 where scores agree and no kappa could help
-        scale = 1e-7 * difference.diagonal(dim1=1, dim2=2).sum(1) + 1e-150
-        ridge = torch.diag_embed(scale.square()[:, None].expand(-1, len(self.gaps)))
-        change = torch.linalg.solve_ex(difference @ difference + ridge, -(difference @ wrong))[0]
+        if len(self.gaps) == 1:
+            change = torch.where(difference > 0, -wrong / difference, 0.0)
+        else:
+            scale = 1e-7 * difference.diagonal(dim1=1, dim2=2).sum(1) + 1e-150
+            ridge = torch.diag_embed(scale.square()[:, None].expand(-1, len(self.gaps)))
+            change = torch.linalg.solve_ex(difference @ difference + ridge, -(difference @ wrong))[0]
         return self.equal + (change.transpose(1, 2) @ self.gaps)[:, 0]
