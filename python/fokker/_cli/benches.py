@@ -336,6 +336,7 @@ def _random() -> Iterator[Bench]:
 def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]], ...]]:
     """What makes the entries of each family."""
     from . import (
+        benches_denoiser_blocks,
         benches_denoiser_groups,
         benches_denoiser_losses,
         benches_density,
@@ -354,7 +355,11 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
         "Mixtures and pairwise sums": (benches_density.benches,),
         "SDE steps": (benches_sde.benches,),
         "Schedulers": (benches_schedulers.benches,),
-        "Denoiser blocks": (benches_denoiser_groups.benches, benches_denoiser_losses.benches),
+        "Denoiser blocks": (
+            benches_denoiser_blocks.benches,
+            benches_denoiser_groups.benches,
+            benches_denoiser_losses.benches,
+        ),
         "Systems": (benches_systems.benches,),
     }
 
