@@ -219,7 +219,7 @@ def test_dtypes_are_those_of_torch(stream):
 def test_timm():
     pytest.importorskip("timm")
     import patch_models
-    from timm.layers import GroupNormAct, SwiGLUPacked
+    from timm.layers import GroupNormAct, LayerNormFp32, RmsNorm, SwiGLUPacked
 
     model, args, _ = patch_models.made(patch_models.vision_transformer)
     report = patch.apply(model)
@@ -235,10 +235,15 @@ def test_timm():
     assert torch.isfinite(want).all() and torch.isfinite(model(*args)).all()
     gate, norm = SwiGLUPacked(8, 16), GroupNormAct(8, 2, act_layer=nn.SiLU, inplace=False)
     relu = GroupNormAct(8, 2)
-    for layer, x in ((gate, torch.randn(2, 3, 8)), (norm, torch.randn(2, 8, 3, 3))):
+    tokens, half = torch.randn(2, 3, 8), torch.randn(2, 3, 8).bfloat16()
+    cases = [(gate, tokens), (norm, torch.randn(2, 8, 3, 3)), (RmsNorm(8), tokens), (nn.GELU("tanh"), tokens)]
+    for layer, x in cases:
         assert patch.apply(filled(layer)).replaced
-        assert patch.verify(layer, x, gradients=True, show=False).worst < 1e-6
+        assert patch.verify(layer, x, gradients=any(True for _ in layer.parameters()), show=False).worst < 1e-6
     assert patch.apply(relu).kept == {"": "its activation is ReLU, not SiLU"}
+    wide = LayerNormFp32(8)
+    patch.apply(wide)
+    assert torch.equal(wide(half), F.layer_norm(half.float(), (8,)).bfloat16()) and wide(tokens).dtype == tokens.dtype
 
 
 @pytest.mark.slow

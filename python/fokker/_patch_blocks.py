@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._patch_norms import group_norm_then_silu, is_group_norm, modulated
+from ._patch_norms import group_norm_then_silu, is_group_norm, linear_then_gelu, modulated
 from ._patch_rules import class_name, is_layer_norm, plain, quiet, ready, rule
 from .denoiser import gate_residual, residual_gate_norm_modulate
 
@@ -176,7 +176,7 @@ def flux_transformer_block(
     return _clip(_half(self, "_context", context, [(c_branch, c_gate)], c_shift, c_scale, c_gate_mlp)), x
 
 
-@rule("diffusers.models.transformers.transformer_flux.FluxSingleTransformerBlock", what="gated sum")
+@rule("diffusers.models.transformers.transformer_flux.FluxSingleTransformerBlock", what="bias and GELU, gated sum")
 def flux_single_transformer_block(
     self: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, image_rotary_emb: Any = None,
     joint_attention_kwargs: Any = None,
@@ -185,7 +185,10 @@ def flux_single_transformer_block(
         return plain(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs)
     x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
     h, gate = self.norm(x, emb=temb)
-    mlp = self.act_mlp(self.proj_mlp(h))
+    if getattr(self.act_mlp, "approximate", None) == "tanh" and quiet(self.act_mlp):
+        mlp = linear_then_gelu(self.proj_mlp, h)
+    else:
+        mlp = self.act_mlp(self.proj_mlp(h))
     branch = self.attn(hidden_states=h, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
     x = _clip(gate_residual(x, self.proj_out(torch.cat([branch, mlp], dim=2)), gate))
     text = encoder_hidden_states.shape[1]

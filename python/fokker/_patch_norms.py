@@ -239,24 +239,25 @@ def diffusers_swiglu(self: Any, hidden_states: Tensor) -> Tensor:
     return value * self.activation(gate)
 
 
-def bias_apart(layer: Any) -> bool:
-    """Whether a projection's bias may be added in the pass after it."""
-    return type(layer) is nn.Linear and quiet(layer)
-
-
 def _by_tanh(module: Any) -> str | None:
     return None if module.approximate == "tanh" else "an exact GELU is one pass in torch already"
 
 
+@rule("torch.nn.modules.activation.GELU", what="GELU by tanh", refuse=_by_tanh)
+def torch_gelu(self: Any, x: Tensor) -> Tensor:
+    return gelu_tanh(x) if ready_gate(x) and x.dim() else plain(self, x)
+
+
+def linear_then_gelu(layer: Any, x: Tensor) -> Tensor:
+    """gelu_tanh(layer(x)), the bias of a plain projection added in the activation's pass."""
+    if type(layer) is nn.Linear and quiet(layer):
+        return gelu_tanh(nn.functional.linear(x, layer.weight), layer.bias)
+    return gelu_tanh(layer(x))
+
+
 @rule("diffusers.models.activations.GELU", what="bias and GELU by tanh", refuse=_by_tanh)
 def diffusers_gelu(self: Any, hidden_states: Tensor) -> Tensor:
-    if not ready_gate(hidden_states):
-        return plain(self, hidden_states)
-    if bias_apart(self.proj):
-        h, bias = nn.functional.linear(hidden_states, self.proj.weight), self.proj.bias
-    else:
-        h, bias = self.proj(hidden_states), None
-    return gelu_tanh(h, bias)
+    return linear_then_gelu(self.proj, hidden_states) if ready_gate(hidden_states) else plain(self, hidden_states)
 
 
 def _gated_conv(module: Any) -> str | None:

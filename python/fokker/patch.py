@@ -37,7 +37,6 @@ __all__ = ["Report", "Verification", "applied", "apply", "remove", "verify"]
 
 #: modules that look like those known, and why there is nothing to fuse
 _LEFT = {
-    "torch.nn.modules.activation.GELU": "alone one pass in torch already",
     "torch.nn.modules.normalization.LayerNorm": "alone one pass in torch already",
     "torch.nn.modules.normalization.GroupNorm": "alone one pass in torch already",
     "timm.layers.norm.LayerNorm": "alone one pass in torch already",
