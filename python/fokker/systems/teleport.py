@@ -179,30 +179,3 @@ def sample(
     rest.t_max = float(time)
     there = trajectory(start, law, process, process.t_max, time)
     return sde.sample(model, rest, sampler, shape, steps, seed, start=there, dtype=dtype, **options)
-
-
-def example(seed: int = 0) -> str:
-    """8 x 8 digits, the ideal denoiser of the smoothed data as network: Heun's error from noise and teleported."""
-    from sklearn.datasets import load_digits
-
-    from .. import kde
-
-    data = torch.from_numpy(load_digits().images).flatten(1) / 8 - 1
-    process, smooth, lines = sde.EDM(0.02, 80.0), 0.15**2, []
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        level = torch.sqrt(t.square() + smooth)
-        own = (smooth / level.square())[:, None]
-        return own * x + (1 - own) * kde.posterior_mean(x, data, level)
-
-    shape = (64, data.shape[1])
-    start = process.prior_sample(*shape, seed=seed, dtype=torch.float64)
-    same: dict[str, Any] = {"start": start, "dtype": torch.float64, "seed": seed, "full": True}
-    exact = sde.sample(model, process, sde.Heun(), shape, 200, **same).x
-    law = gaussian(data)
-    for steps in (6, 10, 12):
-        plain = sde.sample(model, process, sde.Heun(), shape, steps, **same)
-        ours = sample(model, process, sde.Heun(), shape, steps, law=law, time=5.0, **same)
-        errors = [float((run.x - exact).square().mean(1).sqrt().median()) for run in (plain, ours)]
-        lines.append(f"{plain.calls} calls: from noise {errors[0]:.4f}, teleported to sigma = 5 {errors[1]:.4f}")
-    return "median rms distance from the exact flow, digits in [-1, 1]\n" + "\n".join(lines)
