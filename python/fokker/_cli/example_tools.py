@@ -45,15 +45,15 @@ def fit(net: torch.nn.Module, loss: Callable[[int], Tensor], steps: int, rate: f
     return sum(last) / len(last)
 
 
-def pictures(path: Path, rows: dict[str, Sequence[Any]], **show: Any) -> Path:
-    """A picture with a row of images under each title, written to ``path``."""
+def pictures(path: Path, rows: dict[str, Sequence[Any]], size: float = 1.1, **show: Any) -> Path:
+    """A picture with a row of images, ``size`` inches each, under each title, written to ``path``."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     count = max(len(images) for images in rows.values())
-    figure, axes = pyplot.subplots(len(rows), count, figsize=(1.1 * count, 1.35 * len(rows)), squeeze=False)
+    figure, axes = pyplot.subplots(len(rows), count, figsize=(size * count, (size + 0.25) * len(rows)), squeeze=False)
     for line, (title, images) in zip(axes, rows.items(), strict=True):
         for axis in line:
             axis.axis("off")

@@ -17,7 +17,7 @@ from .example_tools import digits, fit, network, pictures
 class _Network(torch.nn.Module):
     """h = (log X_k - D - ..) / (k sigma^2) of a prediction D of log X_0, so that it is of the right size at every k."""
 
-    def __init__(self, process: sde.GeometricBrownian, width: int = 512) -> None:
+    def __init__(self, process: sde.GeometricBrownian, width: int = 384) -> None:
         super().__init__()
         self.mu, self.v = process.mu, process.volatility**2
         self.first, self.time = torch.nn.Linear(64, width), torch.nn.Linear(3, width)
@@ -34,8 +34,8 @@ class _Network(torch.nn.Module):
         return -(logs - clean - self.mu * k + 1.5 * self.v * k) / (k * self.v)
 
 
-def example(out: Path, seed: int = 0, steps: int = 2000) -> dict[str, Any]:
-    """A network fitted by `gbm_diffusion.loss`; samples by DLS, by DLS on logarithms and by UMS, of one seed."""
+def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
+    """A network fitted by `gbm_diffusion.loss`; samples by DLS, on logarithms, by UMS, and by the exact h."""
     data = 1 + digits()
     process, generator = sde.GeometricBrownian(t_min=5e-3), torch.Generator().manual_seed(seed)
     net = network(seed, lambda: _Network(process))
@@ -57,7 +57,9 @@ def example(out: Path, seed: int = 0, steps: int = 2000) -> dict[str, Any]:
         print(
             f"{method}: in [{float(x.min()):.2f}, {float(x.max()):.2f}], median distance to the nearest digit {gap:.2f}"
         )
-        rows[method] = x[:16]
+        rows[f"{method}, network"] = x[:16]
+    x = gbm_diffusion.sample(gbm_diffusion.empirical(data, process, bandwidth=0.05), process, (64, 64), **options)
+    rows["dls, the exact h of the digits smoothed"] = x[:16]
     print(f"median distance of a digit to the next one: {between:.2f}")
     images = {title: x.reshape(-1, 8, 8) for title, x in rows.items()}
     return {"pictures": [pictures(out / "gbm_diffusion.png", images, vmin=0.9, vmax=2.1)]}

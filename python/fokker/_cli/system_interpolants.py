@@ -49,8 +49,8 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     x0, x1 = draw(first, 2000), draw(second, 2000)
     print(f"energy distance of the photographs' colours: {_energy(x0, x1):.4f}; of two draws of one: "
           f"{_energy(x1, draw(second, 2000)):.4f}")  # fmt: skip
-    small = images[0][::4, ::4]
-    rows: dict[str, list[Any]] = {"the two photographs": [p[::4, ::4] for p in images]}
+    small = images[0][::2, ::2]
+    rows: dict[str, list[Any]] = {"the two photographs": [p[::2, ::2] for p in images]}
     pixels, carried = 2 * small.reshape(-1, 3) - 1, []
     for epsilon in (0.0, 0.5, 2.0):
         there = interpolants.sample(net, law, x0, 60, seed, epsilon=epsilon)
@@ -59,4 +59,4 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
         moved = interpolants.sample(net, law, pixels, 60, seed, epsilon=epsilon)
         carried.append(((moved + 1) / 2).clamp(0, 1).reshape(small.shape))
     rows["the first in the second's colours: epsilon = 0, 0.5, 2"] = carried
-    return {"pictures": [pictures(out / "interpolants.png", rows)]}
+    return {"pictures": [pictures(out / "interpolants.png", rows, 3.0)]}
