@@ -7,6 +7,7 @@ import torch
 from sde_problems import KS_LIMIT, ks, normal_cdf
 
 from fokker import mixture, sde
+from fokker.pairwise import energy_distance
 from fokker.systems import dmcmc
 
 F64 = torch.float64
@@ -22,11 +23,6 @@ def model(x, s):
 
 
 CLASSIFIER = dmcmc.exact_levels(LAW, SIGMAS)
-
-
-def energy(a, b):
-    """The energy distance of two samples."""
-    return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
 def test_chain_keeps_the_joint_law():
@@ -118,7 +114,7 @@ def test_fewer_calls_at_equal_quality():
         model, CLASSIFIER, SIGMAS, (250, 2), 8, 4, 3, skip=4, burn_in=4, dtype=F64
     )  # fmt: skip
     assert calls == 10
-    assert energy(x.flatten(0, 1), truth) < energy(noise, truth)
+    assert energy_distance(x.flatten(0, 1), truth) < energy_distance(noise, truth)
     share = torch.cdist(x.flatten(0, 1), LAW.means).argmin(1).bincount(minlength=3).double() / 2000
     assert float((share - 1 / 3).abs().max()) < 0.08  # chains of 8 windows: not independent
 

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import kde, sde
+from ..pairwise import energy_distance
 from ..systems import dmcmc
 from .example_tools import digits, pictures
-
-
-def _energy(a: Tensor, b: Tensor) -> float:
-    """The energy distance of two samples."""
-    return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
 def example(out: Path, seed: int = 0) -> dict[str, Any]:
@@ -36,13 +32,13 @@ def example(out: Path, seed: int = 0) -> dict[str, Any]:
     print("calls a sample, energy distance to the digits")
     for steps in (8, 9, 12, 24):
         x = sde.sample(model, process, sde.Euler(), (4096, 64), steps, seed)
-        print(f"{steps:3d}  Euler from noise {_energy(x, data):.4f}")
+        print(f"{steps:3d}  Euler from noise {energy_distance(x, data):.4f}")
         rows[f"Euler from noise, {steps} calls"] = x[:16]
     x, calls = dmcmc.sample(
         model, classifier, sigmas, (64, 64), 64, 4, seed, skip=3, burn_in=8, eta=lambda s: (0.7 * s).square(),
         sigma_min=0.05,
     )  # fmt: skip
-    print(f"{calls:3d}  denoising MCMC, burn-in counted {_energy(x.flatten(0, 1), data):.4f}")
+    print(f"{calls:3d}  denoising MCMC, burn-in counted {energy_distance(x.flatten(0, 1), data):.4f}")
     rows[f"denoising MCMC, {calls} calls"] = x[-1, :16]
     images = {title: v.reshape(-1, 8, 8) for title, v in rows.items()}
     return {"pictures": [pictures(out / "dmcmc.png", images, vmin=-1, vmax=1)]}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pairwise import energy_distance
 from ..systems import interpolants
 from .demo_data import photographs
 from .example_tools import fit, network, pictures
@@ -29,11 +30,6 @@ class _Network(torch.nn.Module):
         return found[:, :3], found[:, 3:]
 
 
-def _energy(a: Tensor, b: Tensor) -> float:
-    """The energy distance of two samples."""
-    return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
-
-
 def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     """Pixels of two photographs as laws in three dimensions; the map there and back, at three diffusions."""
     images = [torch.from_numpy(p) for p in photographs().values()]
@@ -47,15 +43,15 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     fit(net, lambda k: interpolants.loss(net, draw(first, 1024), draw(second, 1024), law, seed=seed, step=k).mean(),
         steps, 3e-3, "colours")  # fmt: skip
     x0, x1 = draw(first, 2000), draw(second, 2000)
-    print(f"energy distance of the photographs' colours: {_energy(x0, x1):.4f}; of two draws of one: "
-          f"{_energy(x1, draw(second, 2000)):.4f}")  # fmt: skip
+    print(f"energy distance of the photographs' colours: {energy_distance(x0, x1):.4f}; of two draws of one: "
+          f"{energy_distance(x1, draw(second, 2000)):.4f}")  # fmt: skip
     small = images[0][::2, ::2]
     rows: dict[str, list[Any]] = {"the two photographs": [p[::2, ::2] for p in images]}
     pixels, carried = 2 * small.reshape(-1, 3) - 1, []
     for epsilon in (0.0, 0.5, 2.0):
         there = interpolants.sample(net, law, x0, 60, seed, epsilon=epsilon)
         back = interpolants.sample(net, law, x1, 60, seed, epsilon=epsilon, backward=True)
-        print(f"epsilon = {epsilon}: there {_energy(there, x1):.4f}, back {_energy(back, x0):.4f}")
+        print(f"epsilon = {epsilon}: there {energy_distance(there, x1):.4f}, back {energy_distance(back, x0):.4f}")
         moved = interpolants.sample(net, law, pixels, 60, seed, epsilon=epsilon)
         carried.append(((moved + 1) / 2).clamp(0, 1).reshape(small.shape))
     rows["the first in the second's colours: epsilon = 0, 0.5, 2"] = carried

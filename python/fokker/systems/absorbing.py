@@ -42,8 +42,8 @@ __all__ = [
     "any_order", "concrete_score", "dse", "expected_calls", "lambda_dce", "sample", "sample_any_order", "t_dce",
 ]  # fmt: skip
 
-TITLE = "Absorbing diffusion as conditionals of clean data (RADD)"
-PAPER = "Ou, Nie, Xue, Zhu, Sun, Li and Li 2024, arXiv:2406.03736"
+TITLE = "masked tokens as conditionals of clean data: cached and any-order samplers, likelihood bounds"
+PAPER = "Ou et al., ICLR 2025, arXiv 2406.03736"
 EXAMPLE = "absorbing.sample(model, sde.Absorbing(mask_id=50257), (8, 1024), steps=256, seed=0, full=True)"
 
 Model = Callable[[Tensor], Tensor]

@@ -30,8 +30,8 @@ from ._driver import Method, Run, Step, drive
 
 __all__ = ["Chain", "LangevinGibbs", "chain", "exact_levels", "grid", "levels", "sample"]
 
-TITLE = "Denoising MCMC: Langevin-Gibbs over states and noise levels"
-PAPER = "Kim and Ye 2023, arXiv:2209.14593"
+TITLE = "Langevin and Gibbs steps over states and noise levels, then few reverse steps from each level"
+PAPER = "Kim and Ye, ICML 2023, arXiv 2209.14593"
 EXAMPLE = "dmcmc.sample(model, classifier, dmcmc.levels(0.01, 50.0), (64, 3, 32, 32), windows=4, steps=6, seed=0)"
 
 Eta = float | Callable[[Tensor], Tensor]

@@ -39,8 +39,8 @@ from ..random import Stream
 
 __all__ = ["LogStep", "UnsignedStep", "empirical", "forward", "log_moments", "loss", "prior", "residual", "sample"]
 
-TITLE = "Multiplicative diffusion by geometric Brownian motion"
-PAPER = "Shetty, Prasath and Seelamantula 2025, arXiv:2510.02730"
+TITLE = "multiplicative noise on positive data: its score matching, samplers that keep signs and that do not"
+PAPER = "Shetty et al., 2025, arXiv 2510.02730"
 EXAMPLE = "gbm_diffusion.sample(model, sde.GeometricBrownian(), (64, 1, 28, 28), steps=1000, seed=0)"
 
 METHODS = ("dls", "log", "ums")

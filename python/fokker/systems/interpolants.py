@@ -45,8 +45,8 @@ from ..random import Stream
 
 __all__ = ["FAMILY", "Fields", "density", "fields", "interpolant", "log_likelihood", "loss", "sample"]
 
-TITLE = "Stochastic interpolants between two laws"
-PAPER = "Albergo, Boffi and Vanden-Eijnden 2023, arXiv:2303.08797"
+TITLE = "bridges between two laws: drift and score, SDEs of any diffusion both ways, likelihoods"
+PAPER = "Albergo et al., 2023, arXiv 2303.08797"
 EXAMPLE = "interpolants.sample(model, interpolants.interpolant('linear'), x0, steps=50, epsilon=0.5, seed=0)"
 
 #: the published ones by name: path and gamma (others: any pair that `fokker.sde.StochasticInterpolant` takes)

@@ -33,8 +33,8 @@ from .._sde_processes import Process, as_time
 
 __all__ = ["denoiser", "gaussian", "mixture_of", "sample", "trajectory"]
 
-TITLE = "Analytical teleportation: the start of the probability flow in closed form"
-PAPER = "Wang and Vastola 2024, arXiv:2412.09726"
+TITLE = "the start of the probability flow in closed form, by the data's Gaussian, then any sampler"
+PAPER = "Wang and Vastola, 2024, arXiv 2412.09726"
 EXAMPLE = "teleport.sample(model, sde.EDM(), sde.Heun(), (64, 3, 32, 32), 8, law=teleport.gaussian(data), time=5.0)"
 
 

@@ -44,8 +44,8 @@ __all__ = [
     "kde_score", "minority_score", "model_score", "noise_level", "unshrink", "variational",
 ]  # fmt: skip
 
-TITLE = "Tweedie's formula and Noise2Score"
-PAPER = "Kim and Ye 2021, arXiv:2106.07009"
+TITLE = "denoising by the score of the noisy data: Gaussian, Poisson, Gamma, binomial noise; what else the score tells"
+PAPER = "Kim and Ye, 2021, arXiv 2106.07009"
 EXAMPLE = "tweedie.Poisson(gain=0.05).denoise(y, tweedie.kde_score(y, 0.05))"
 
 
