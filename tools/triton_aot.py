@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
+from fokker.triton_kernels import bessel, groups, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -119,6 +119,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
             yield Variant(f"vmf {name}", "vmf", vmf.vmf_kernel, dtype, ("k", "constants", "out"), constants)
         yield from random_variants(dtype)
         yield from step_variants(dtype)
+        yield from group_variants(dtype)
         yield from particle_variants(dtype)
     yield from density_sums()
     yield Variant(
@@ -170,6 +171,20 @@ def particle_variants(dtype: torch.dtype) -> Iterator[Variant]:
     constants = {**counters, "SCALE": 1.0, "GREEDY": False, "WIDE": dtype is torch.float64}
     absorb = kinds | {"out": "*i64"}
     yield Variant("absorb", "random", particles.absorb_kernel, dtype, ("logits",), constants, absorb)
+
+
+def group_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Group norms: sums and results, forward and backward, of a contiguous and of a channels_last x."""
+    channel = ("mean", "factor", "addend", "pivot", "first", "second", "slope", "offset")
+    pointers = ("x", "residual", "total", "grad", "grad_sum", "out", *channel)
+    for table, columns in (("groups", {"BM": 1}), ("groups_last", {})):
+        for backward in (False, True):
+            kind = "backward" if backward else "forward"
+            constants = {"BACKWARD": backward, "ACTIVATION": 1, **columns}
+            sums = {**constants, "SUM": not backward}
+            yield Variant(f"{table} sums {kind}", table, groups.sums_kernel, dtype, pointers, sums)
+            results = {**constants, "ABOVE": backward}
+            yield Variant(f"{table} {kind}", table, groups.apply_kernel, dtype, pointers, results)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

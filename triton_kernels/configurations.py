@@ -13,7 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class Configuration:
-    """Elements a block (of density sums: queries, by `columns` data), and the compiler's options."""
+    """Elements a block (of density sums: queries, by `columns` data; of group norms: in `columns` channels), and the
+    compiler's options."""
 
     block: int
     num_warps: int
@@ -34,6 +35,8 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "vmf": {torch.float32: Configuration(256, 4), torch.float64: Configuration(128, 4)},
     "kde": {torch.float32: Configuration(64, 8, None, 32), torch.float64: Configuration(32, 4, None, 32)},
     "kde_products": {torch.float32: Configuration(64, 8, None, 32)},
+    "groups": {torch.float32: Configuration(1024, 4), torch.float64: Configuration(512, 4)},
+    "groups_last": {torch.float32: Configuration(1024, 4, None, 32), torch.float64: Configuration(512, 4, 128, 32)},
     "resample": {torch.float32: Configuration(128, 4, 128)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }

@@ -101,6 +101,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 elementwise=False,
                 flops=flops,
                 # the emulator is slow, and tests/test_denoiser_groups.py holds all of them on it
-                backends=("reference", "cpu", "cuda", *(("emu",) if take == (0, 1, 2, 3, 4) else ())),
+                backends=("reference", "cpu", "cuda", "triton", *(("emu",) if take == (0, 1, 2, 3, 4) else ())),
             )
         )

@@ -92,6 +92,12 @@ def _norm_kernel(module: Any) -> Kernel:
     return run
 
 
+def _triton_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    from .triton_kernels import groups
+
+    return groups.group_norm(x, None, *rest)
+
+
 def _norm_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x, *parameters, _, stats = saved
     return _gradients(needs, x, parameters, stats, extra, grads[0], None)
@@ -126,7 +132,7 @@ group_norm = Op(
     tensors=6,
     reference=_norm_reference,
     fake=_norm_fake,
-    kernels=native_kernels(_norm_kernel),
+    kernels={**native_kernels(_norm_kernel), "triton": _triton_norm},
     backward=_norm_backward,
     saves_results=True,
     partial_grads=True,
@@ -152,6 +158,12 @@ def _sum_kernel(module: Any) -> Kernel:
     return run
 
 
+def _triton_sum(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    from .triton_kernels import groups
+
+    return groups.group_norm(x, residual, *rest)
+
+
 def _sum_backward(needs: Any, saved: Any, extra: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     _, _, *parameters, total, _, stats = saved
     to_x, *rest = _gradients(needs[1:], total, parameters, stats, extra, grads[1], grads[0])
@@ -164,7 +176,7 @@ group_norm_sum = Op(
     tensors=7,
     reference=_sum_reference,
     fake=_sum_fake,
-    kernels=native_kernels(_sum_kernel),
+    kernels={**native_kernels(_sum_kernel), "triton": _triton_sum},
     backward=_sum_backward,
     saves_results=True,
     partial_grads=True,
@@ -200,6 +212,12 @@ def _vjp_kernel(module: Any) -> Kernel:
     return run
 
 
+def _triton_vjp(x: Tensor, grad: Tensor, to_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    from .triton_kernels import groups
+
+    return groups.group_norm_vjp(x, grad, to_sum, *rest)
+
+
 #: the gradient in x, and the sums that the parameters' gradients are made of
 group_norm_vjp = Op(
     f"denoiser_group_norm_vjp(Tensor x, Tensor grad, Tensor? grad_sum, {_PARAMETERS}, Tensor stats, {_SETTINGS}) "
@@ -207,5 +225,5 @@ group_norm_vjp = Op(
     tensors=9,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels=native_kernels(_vjp_kernel),
+    kernels={**native_kernels(_vjp_kernel), "triton": _triton_vjp},
 )
