@@ -145,6 +145,7 @@ template <typename T> inline bool all_zero(const T* w) {
 template <typename T> std::int64_t gaussian_tile(const T*) { return kQueries<T>; }
 
 template <typename T> void gaussian_joint_tiles(const GaussianJoint& p, std::int64_t begin, std::int64_t end) {
+  const FlushSubnormals flush;
   const std::int64_t group = std::min(group_size<T>(p.d, 0), end - begin), wide = kQueries<T>;
   AlignedArray<T> x, delta, joint, sums;
   x.resize(group * p.d * wide);
@@ -173,6 +174,7 @@ template <typename T> void gaussian_joint_tiles(const GaussianJoint& p, std::int
 }
 
 template <typename T> void gaussian_pull_tiles(const GaussianPull& p, std::int64_t begin, std::int64_t end) {
+  const FlushSubnormals flush;
   const std::int64_t d = p.d, rows = p.matrix.rows, padded = p.matrix.panels() * kRows, wide = kQueries<T>;
   const std::int64_t group = std::min(group_size<T>(2 * d, padded), end - begin);
   AlignedArray<T> x, scaled, sums;
@@ -233,6 +235,7 @@ template <typename T> void gaussian_pull_tiles(const GaussianPull& p, std::int64
 
 // Lanes are coordinates here, and a component's rows are added in their order.
 template <typename T> void gaussian_moments_of(const GaussianMoments& p, std::int64_t begin, std::int64_t end) {
+  const FlushSubnormals flush;
   constexpr int lanes = kLanes<T>, vectors = 2, most = lanes * vectors;
   const std::int64_t d = p.d;
   for (std::int64_t c = begin; c < end; ++c) {
