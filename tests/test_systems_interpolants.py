@@ -112,7 +112,7 @@ def test_start_of_a_one_sided_law():
 
 @pytest.mark.parametrize("name", ["linear", "one-sided linear"])
 def test_likelihoods(name):
-    """By the flow to 1e-6; by Feynman and Kac's paths to 0.1 (4 standard errors)."""
+    """By the flow to 1e-6; by Feynman and Kac's paths to 0.14 (4 standard errors)."""
     law = law_of(name)
     x = torch.linspace(-1.2, 1.2, 3, dtype=F64)[:, None]
     exact = mixture.log_prob(x, marginal(law, law.t_max))
@@ -124,8 +124,8 @@ def test_likelihoods(name):
     torch.testing.assert_close(found.log_prob, exact, rtol=0, atol=1e-6)
     rough = interpolants.log_likelihood(model_of(law), law, x, base)  # one dimension: a sign's square is 1
     torch.testing.assert_close(rough.log_prob, exact, rtol=0, atol=1e-3)
-    paths = interpolants.density(model_of(law), law, x, base, epsilon=0.3, steps=200, paths=4000)
-    torch.testing.assert_close(paths, exact, rtol=0, atol=0.1)
+    paths = interpolants.density(model_of(law), law, x, base, epsilon=0.3, steps=200, paths=2000)
+    torch.testing.assert_close(paths, exact, rtol=0, atol=0.14)
 
 
 def test_loss_is_least_at_the_truth():

@@ -17,7 +17,7 @@ from .example_tools import digits, fit, network, pictures
 class _Network(torch.nn.Module):
     """h = (log X_k - D - ..) / (k sigma^2) of a prediction D of log X_0, so that it is of the right size at every k."""
 
-    def __init__(self, process: sde.GeometricBrownian, width: int = 384) -> None:
+    def __init__(self, process: sde.GeometricBrownian, width: int = 256) -> None:
         super().__init__()
         self.mu, self.v = process.mu, process.volatility**2
         self.first, self.time = torch.nn.Linear(64, width), torch.nn.Linear(3, width)
@@ -37,7 +37,7 @@ class _Network(torch.nn.Module):
 def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     """A network fitted by `gbm_diffusion.loss`; samples by DLS, on logarithms, by UMS, and by the exact h."""
     data = 1 + digits()
-    process, generator = sde.GeometricBrownian(t_min=5e-3), torch.Generator().manual_seed(seed)
+    process, generator = sde.GeometricBrownian(t_min=2e-3), torch.Generator().manual_seed(seed)
     net = network(seed, lambda: _Network(process))
 
     def loss(k: int) -> Tensor:
@@ -50,7 +50,7 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     between = float(torch.cdist(data, data).fill_diagonal_(math.inf).amin(1).median())
     rows = {"data": data[:16]}
     options: dict[str, Any] = {"moments": gbm_diffusion.log_moments(data), "seed": seed}
-    options["times"] = torch.linspace(1, process.t_min**0.5, 301).square()
+    options["times"] = torch.linspace(1, process.t_min**0.5, 201).square()
     for method in gbm_diffusion.METHODS:
         x = gbm_diffusion.sample(net, process, (64, 64), method=method, **options)
         gap = float(torch.cdist(x, data).amin(1).median())
@@ -58,7 +58,7 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
             f"{method}: in [{float(x.min()):.2f}, {float(x.max()):.2f}], median distance to the nearest digit {gap:.2f}"
         )
         rows[f"{method}, network"] = x[:16]
-    x = gbm_diffusion.sample(gbm_diffusion.empirical(data, process, bandwidth=0.05), process, (64, 64), **options)
+    x = gbm_diffusion.sample(gbm_diffusion.empirical(data, process, bandwidth=0.03), process, (64, 64), **options)
     rows["dls, the exact h of the digits smoothed"] = x[:16]
     print(f"median distance of a digit to the next one: {between:.2f}")
     images = {title: x.reshape(-1, 8, 8) for title, x in rows.items()}

@@ -30,7 +30,7 @@ class _Network(torch.nn.Module):
         return found[:, :3], found[:, 3:]
 
 
-def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
+def example(out: Path, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
     """Pixels of two photographs as laws in three dimensions; the map there and back, at three diffusions."""
     images = [torch.from_numpy(p) for p in photographs().values()]
     first, second = (2 * p.flatten(0, 1) - 1 for p in images)
@@ -45,14 +45,14 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     x0, x1 = draw(first, 2000), draw(second, 2000)
     print(f"energy distance of the photographs' colours: {energy_distance(x0, x1):.4f}; of two draws of one: "
           f"{energy_distance(x1, draw(second, 2000)):.4f}")  # fmt: skip
-    small = images[0][::2, ::2]
-    rows: dict[str, list[Any]] = {"the two photographs": [p[::2, ::2] for p in images]}
+    small = images[0][::3, ::3]
+    rows: dict[str, list[Any]] = {"the two photographs": [p[::3, ::3] for p in images]}
     pixels, carried = 2 * small.reshape(-1, 3) - 1, []
     for epsilon in (0.0, 0.5, 2.0):
-        there = interpolants.sample(net, law, x0, 60, seed, epsilon=epsilon)
-        back = interpolants.sample(net, law, x1, 60, seed, epsilon=epsilon, backward=True)
+        there = interpolants.sample(net, law, x0, 40, seed, epsilon=epsilon)
+        back = interpolants.sample(net, law, x1, 40, seed, epsilon=epsilon, backward=True)
         print(f"epsilon = {epsilon}: there {energy_distance(there, x1):.4f}, back {energy_distance(back, x0):.4f}")
-        moved = interpolants.sample(net, law, pixels, 60, seed, epsilon=epsilon)
+        moved = interpolants.sample(net, law, pixels, 40, seed, epsilon=epsilon)
         carried.append(((moved + 1) / 2).clamp(0, 1).reshape(small.shape))
     rows["the first in the second's colours: epsilon = 0, 0.5, 2"] = carried
     return {"pictures": [pictures(out / "interpolants.png", rows, 3.0)]}
