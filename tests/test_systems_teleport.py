@@ -138,3 +138,11 @@ def test_model_of_another_shape_is_named():
         teleport.sample(
             lambda x, t: x[:, :2], sde.VP(), sde.DDIM(), (2, D), 3, law=teleport.gaussian(cloud()), time=0.5
         )
+
+
+def test_model_that_is_not_finite_is_named():
+    with pytest.raises(ValueError, match="finite"):
+        teleport.sample(
+            lambda x, t: x / 0, sde.VP(), sde.DDIM(), (2, D), 3, law=teleport.gaussian(cloud()), time=0.5,
+            check_finite=True,
+        )  # fmt: skip
