@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, groups, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
+from fokker.triton_kernels import bessel, groups, heads, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -57,7 +57,7 @@ class Variant:
     def compile(self) -> Any:
         """The compiled kernel, with the committed configuration."""
         chosen = configuration(self.table, self.dtype)
-        constants = {**self.constants, "BLOCK": chosen.block}
+        constants = {"BLOCK": chosen.block, **self.constants}
         if chosen.columns:
             constants["BM"] = chosen.columns
         kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers} | self.kinds
@@ -121,6 +121,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         yield from step_variants(dtype)
         yield from group_variants(dtype)
         yield from particle_variants(dtype)
+        yield from head_variants(dtype)
     yield from density_sums()
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
@@ -185,6 +186,20 @@ def group_variants(dtype: torch.dtype) -> Iterator[Variant]:
             yield Variant(f"{table} sums {kind}", table, groups.sums_kernel, dtype, pointers, sums)
             results = {**constants, "ABOVE": backward}
             yield Variant(f"{table} {kind}", table, groups.apply_kernel, dtype, pointers, results)
+
+
+def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Both norms with both rotary embeddings, of 72 and 128; every gated activation."""
+    pointers = ("x", "out", "weight", "bias", "cos", "sin")
+    for name, norm, dim, interleaved in (("rms", 1, 72, True), ("layer", 2, 128, False)):
+        flags = {"NORM": norm, "EPS": 1e-6, "INTERLEAVED": interleaved, "WHOLE": False, "ROPE": True}
+        constants = {"DIM": dim, **flags, "WEIGHT": True, "BIAS": norm == 2, "PAIRS": 64, "xd": 1, "od": 1}
+        constants["BLOCK"] = configuration("heads", dtype).block // 64  # rows
+        yield Variant(f"heads {name} norm {dim}", "heads", heads.norm_rope_kernel, dtype, pointers, constants)
+    operands = ("gate", "value", "gate_bias", "value_bias", "out")
+    for kind, name in enumerate(("silu", "gelu tanh", "gelu", "mp silu")):
+        constants = {"DIMS": 2, "KIND": kind, "GATED": True, "BIAS": kind < 2}
+        yield Variant(f"gates {name}", "gates", heads.activation_kernel, dtype, operands, constants)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

@@ -38,6 +38,9 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "groups": {torch.float32: Configuration(1024, 4), torch.float64: Configuration(512, 4)},
     "groups_last": {torch.float32: Configuration(1024, 4, None, 32), torch.float64: Configuration(512, 4, 128, 32)},
     "resample": {torch.float32: Configuration(128, 4, 128)},
+    # elements of a tile of rows
+    "heads": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
+    "gates": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }
 

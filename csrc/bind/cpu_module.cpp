@@ -2,6 +2,7 @@
 #include "bind/group_ops.h"
 #include "bind/distance_ops.h"
 #include "bind/gaussian_ops.h"
+#include "bind/heads_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/loss_ops.h"
 #include "bind/norm_ops.h"
@@ -12,6 +13,7 @@
 #include "cpu/groups.h"
 #include "cpu/distance.h"
 #include "cpu/gaussian.h"
+#include "cpu/heads.h"
 #include "cpu/kde.h"
 #include "cpu/limits.h"
 #include "cpu/norms.h"
@@ -89,6 +91,9 @@ struct Cpu {
   static constexpr int sde_tile = 0;
   static std::int64_t sde_workspace(const fokker::AffinePlan&) { return 0; }
   static void sde_run(const fokker::AffinePlan& p, Guard&) { cpu::sde_run(p); }
+  static std::int64_t heads_blocks(std::int64_t) { return 0; }
+  static void heads(const fokker::HeadsPlan& p, Guard&) { cpu::heads(p); }
+  static void gates(const fokker::GatePlan& p, Guard&) { cpu::gates(p); }
   static void resample(const fokker::ResamplePlan& p, Guard&) { cpu::resample(p); }
   static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }
   static constexpr bool norm_workspace = false;
@@ -104,6 +109,7 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cpu>(m);
   fokker::bind::bind_distance_ops<Cpu>(m);
   fokker::bind::bind_gaussian_ops<Cpu>(m);
+  fokker::bind::bind_heads_ops<Cpu>(m);
   fokker::bind::bind_kde_ops<Cpu>(m);
   fokker::bind::bind_sde_ops<Cpu>(m);
   fokker::bind::bind_loss_ops<Cpu>(m);

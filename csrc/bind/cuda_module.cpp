@@ -2,6 +2,7 @@
 #include "bind/distance_ops.h"
 #include "bind/gaussian_ops.h"
 #include "bind/group_ops.h"
+#include "bind/heads_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/loss_ops.h"
 #include "bind/ops.h"
@@ -10,6 +11,7 @@
 #include "cuda/distance.h"
 #include "cuda/gaussian.h"
 #include "cuda/groups.h"
+#include "cuda/heads_launch.h"
 #include "cuda/kernels.h"
 #include "cuda/particles.h"
 #include "cuda/sde_launch.h"
@@ -101,6 +103,9 @@ struct Cuda {
     else if (p.task == fokker::SdeTask::gram) cuda::sde_gram(p, g.stream);
     else cuda::losses(p, g.stream);
   }
+  static std::int64_t heads_blocks(std::int64_t rows) { return cuda::heads_blocks(rows); }
+  static void heads(const fokker::HeadsPlan& p, Guard& g) { cuda::heads(p, g.stream); }
+  static void gates(const fokker::GatePlan& p, Guard& g) { cuda::gates(p, g.stream); }
   static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
   static std::int64_t group_work(const fokker::GroupPlan& p) { return cuda::group_work(p); }
@@ -113,6 +118,7 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_ops<Cuda>(m);
   fokker::bind::bind_distance_ops<Cuda>(m);
   fokker::bind::bind_gaussian_ops<Cuda>(m);
+  fokker::bind::bind_heads_ops<Cuda>(m);
   fokker::bind::bind_kde_ops<Cuda>(m);
   fokker::bind::bind_sde_ops<Cuda>(m);
   fokker::bind::bind_loss_ops<Cuda>(m);

@@ -112,9 +112,8 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 name=name,
                 call=call,
                 make=lambda n, dtype, g, f=arguments: f(max(1, n // 432), 2, 3, 72, dtype, g),
-                gentle=lambda g, f=arguments: f(2, 2, 2, 4, torch.float64, g),
+                gentle=lambda g, f=arguments: f(1, 2, 2, 4, torch.float64, g),
                 gradients=(0, 1, 2) if packed else (0, 1, 2, 3),
-                backends=("reference",),
                 flops=12.0,
                 **common,
             )
@@ -137,7 +136,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 make=make,
                 gentle=_gentle(make, 148),
                 gradients=(0, 1) if name != "mp_silu" else (0,),
-                backends=("reference",),
                 flops=flops,
                 **common,
             )

@@ -1,4 +1,4 @@
-"""The registered ops behind `fokker.denoiser`'s attention heads and activations."""
+"""The registered ops behind `fokker.denoiser`'s attention heads and activations, and how their kernels are called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._op import Op
+from ._op import Kernel, Op, native_kernels
 from .reference import denoiser_heads as reference
 
 _AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? cos, Tensor? sin"
@@ -17,6 +17,19 @@ _TABLES = 6  # weights, biases, cos, sin
 
 
 # ---- queries and keys ------------------------------------------------------------------------------------------------
+def _ready(t: Tensor | None, like: Tensor) -> Tensor | None:
+    """A small operand as kernels read it: contiguous, in what they compute in."""
+    return None if t is None else t.to(reference.arithmetic(like.dtype)).contiguous()
+
+
+def _operands(x: Tensor, tables: Sequence[Tensor | None]) -> tuple[list[Any], list[Any], Any, Any]:
+    """Weights, biases (of queries, of keys), cos and sin (1 or B, T, D/2 or D)."""
+    qw, kw, qb, kb, cos, sin = (_ready(t, x) for t in tables)
+    if cos is not None and sin is not None and cos.dim() == 2:
+        cos, sin = cos[None], sin[None]
+    return [qw, kw], [qb, kb], cos, sin
+
+
 def _unpacked(qkv: Tensor) -> list[Tensor]:
     """(B, H, T, D) views of packed (B, T, 3, H, D)."""
     return list(qkv.permute(2, 0, 3, 1, 4).unbind(0))
@@ -38,7 +51,7 @@ class Heads:
             tensors=self.tensors,
             reference=function,
             fake=lambda *args: tuple(torch.empty_like(t) for t in self._parts(args)),
-            kernels={},
+            kernels={**native_kernels(self._kernel), "triton": self._triton},
             backward=self._backward,
         )
         grads = ", ".join(f"Tensor grad_{n}" for n in "qkv"[:outputs])
@@ -48,11 +61,28 @@ class Heads:
             tensors=self.tensors + outputs,
             reference=self._vjp_reference,
             fake=self._vjp_empty,
-            kernels={},
+            kernels=native_kernels(self._vjp_kernel),
         )
 
     def _parts(self, args: Sequence[Any]) -> list[Tensor]:
         return _unpacked(args[0]) if self.packed else list(args[:2])
+
+    def _kernel(self, module: Any) -> Kernel:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            parts = self._parts(args)
+            outs = [torch.empty_like(t) for t in parts]
+            weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
+            module.heads_norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :], outs)
+            return tuple(outs)
+
+        return run
+
+    def _triton(self, *args: Any) -> tuple[Tensor, ...]:
+        from .triton_kernels import heads
+
+        parts = self._parts(args)
+        weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
+        return heads.norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :])
 
     def _backward(self, needs: Any, saved: Any, extra: Any, *grads: Tensor) -> list[Tensor | None]:
         if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
@@ -75,6 +105,35 @@ class Heads:
             for k, t in enumerate(args[: self.inputs + 4])
         )
 
+    def _vjp_kernel(self, module: Any) -> Kernel:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            wanted = args[-1]
+            found = list(self._vjp_empty(*args))
+            parts = self._parts(args)
+            x = args[0]
+            weights, biases, cos, sin = _operands(x, args[self.inputs : self.tensors])
+            if self.packed:
+                to: list[Tensor | None] = list(_unpacked(found[0])) if wanted & 1 else [None] * 3
+            else:
+                to = [found[k] if wanted >> k & 1 else None for k in range(2)]
+            sums = wanted >> self.inputs & 15
+            rows = workspace = None
+            if sums:
+                rows = torch.zeros((2, 2, x.shape[-1]), dtype=torch.float64, device=x.device)
+                if blocks := module.heads_blocks(parts[0].shape[0] * parts[0].shape[2]):
+                    workspace = torch.empty((blocks, *rows.shape), dtype=torch.float64, device=x.device)
+            module.heads_norm_rope_vjp(
+                parts, weights, biases, cos, sin, *args[-4:-1], list(args[self.tensors : -4]), to, rows, workspace
+            )
+            if rows is not None:  # [weight, bias] of queries and of keys
+                for k, row in enumerate((rows[0, 0], rows[1, 0], rows[0, 1], rows[1, 1])):
+                    at = self.inputs + k
+                    if wanted >> at & 1:
+                        found[at] = row.to(args[at].dtype, copy=True)
+            return tuple(found)
+
+        return run
+
 
 heads = Heads(packed=False)
 packed_heads = Heads(packed=True)
@@ -86,6 +145,24 @@ _ACTIVATION = "int kind, bool gated, bool gate_first, int dim"
 
 def _activation_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
     return torch.empty_like(x.narrow(dim, 0, x.shape[dim] // 2) if gated else x)
+
+
+def _activation_kernel(module: Any) -> Kernel:
+    def run(*args: Any, out: Tensor | None = None) -> Tensor:
+        x, bias, kind, gated, gate_first, dim = args
+        y = _activation_fake(*args) if out is None else out
+        module.heads_activation(x, _ready(bias, x), kind, gated, gate_first, dim, y)
+        return y
+
+    run.writes_out = True  # type: ignore[attr-defined]
+    return run
+
+
+def _activation_triton(*args: Any) -> Tensor:
+    from .triton_kernels import heads as kernels
+
+    x, bias, *settings = args
+    return kernels.activation(x, _ready(bias, x), *settings)
 
 
 def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
@@ -107,12 +184,21 @@ def _activation_vjp_reference(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x).copy_(reference.gated_activation_vjp(x, *rest))
 
 
+def _activation_vjp_kernel(module: Any) -> Kernel:
+    def run(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
+        dx = torch.empty_like(x)
+        module.heads_activation_vjp(x, _ready(bias, x), grad, *extra, dx)
+        return dx
+
+    return run
+
+
 activation = Op(
     f"gated_activation(Tensor x, Tensor? bias, {_ACTIVATION}) -> Tensor",
     tensors=2,
     reference=reference.gated_activation,
     fake=_activation_fake,
-    kernels={},
+    kernels={**native_kernels(_activation_kernel), "triton": _activation_triton},
     backward=_activation_backward,
 )
 activation_vjp = Op(
@@ -120,5 +206,5 @@ activation_vjp = Op(
     tensors=3,
     reference=_activation_vjp_reference,
     fake=lambda x, bias, grad, *extra: torch.empty_like(x),
-    kernels={},
+    kernels=native_kernels(_activation_vjp_kernel),
 )

@@ -338,6 +338,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
     from . import (
         benches_denoiser_blocks,
         benches_denoiser_groups,
+        benches_denoiser_heads,
         benches_denoiser_losses,
         benches_density,
         benches_kde,
@@ -358,6 +359,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
         "Denoiser blocks": (
             benches_denoiser_blocks.benches,
             benches_denoiser_groups.benches,
+            benches_denoiser_heads.benches,
             benches_denoiser_losses.benches,
         ),
         "Systems": (benches_systems.benches,),

@@ -1,0 +1,228 @@
+// Contract and binding of attention heads and gated activations, written once for every native module.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "bind/torch_caster.h"
+#include "common/heads_plan.h"
+
+namespace fokker::bind {
+
+namespace heads_detail {
+
+using Views = std::vector<TensorView>;
+using MaybeViews = std::vector<std::optional<TensorView>>;
+
+template <typename Backend> void check_like_first(const TensorView& t, const char* name, const TensorView& first) {
+  check_device(t, name, Backend::device);
+  if (t.device_id != first.device_id) raise<TypeError>(name, " must be on the device of the first argument");
+  check_dtype(t, name, first.dtype);
+}
+// A small operand in the type of the arithmetic, contiguous.
+template <typename Backend> const void* small(const TensorView& t, const char* name, const TensorView& first) {
+  check_device(t, name, Backend::device);
+  if (t.device_id != first.device_id) raise<TypeError>(name, " must be on the device of the first argument");
+  check_dtype(t, name, first.dtype == DType::f64 ? DType::f64 : DType::f32);
+  check_contiguous(t, name);
+  return t.data;
+}
+
+inline HeadTensor head_tensor(const TensorView& t) {
+  return {t.data, t.strides[0], t.strides[1], t.strides[2], t.strides[3]};
+}
+template <typename Backend> HeadTensor head_like(const TensorView& t, const char* name, const TensorView& x) {
+  check_like_first<Backend>(t, name, x);
+  check_same_shape(t, name, x, "x");
+  return head_tensor(t);
+}
+
+template <typename Backend>
+HeadsPlan heads_plan(const Views& x, const MaybeViews& weights, const MaybeViews& biases,
+                     const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm, double eps,
+                     bool interleaved) {
+  if (x.size() < 2 || x.size() > kMaxParts || weights.size() != 2 || biases.size() != 2)
+    raise<ValueError>("queries and keys, perhaps values, expected, with two weights and biases; got ", x.size(),
+                      " tensors, ", weights.size(), " and ", biases.size());
+  if (norm < 0 || norm > 2) raise<ValueError>("norm must be 0, 1 or 2, got ", norm);
+  const TensorView& first = x[0];
+  HeadsPlan p;
+  check_ndim(first, "x", 4);
+  if (first.dtype == DType::i64) raise<TypeError>("x must have dtype float16, bfloat16, float32 or float64, got int64");
+  p.dtype = first.dtype, p.wide = first.dtype == DType::f64;
+  p.norm = static_cast<HeadNorm>(norm), p.eps = eps, p.interleaved = interleaved;
+  p.batch = first.shape[0], p.tokens = first.shape[2];
+  const std::int64_t dim = first.shape[3];
+  if (dim % 2 || dim < 2 || dim > kMaxHeadDim)
+    raise<ValueError>("the head dimension must be even, from 2 to ", kMaxHeadDim, ", got ", dim);
+  p.dim = static_cast<int>(dim), p.parts = static_cast<int>(x.size());
+  for (int i = 0; i < p.parts; ++i) {
+    HeadPart& part = p.part[i];
+    check_like_first<Backend>(x[i], "x", first);
+    check_ndim(x[i], "x", 4);
+    if (x[i].shape[0] != p.batch || x[i].shape[2] != p.tokens || x[i].shape[3] != dim)
+      raise<ValueError>("x ", shape_of(x[i]), " and ", shape_of(first), " may differ in heads only");
+    part.x = head_tensor(x[i]);
+    part.heads = x[i].shape[1];
+    part.plain = i == 2;
+    if (part.plain) continue;
+    for (const auto* small_one : {&weights[i], &biases[i]}) {
+      if (!*small_one) continue;
+      if ((*small_one)->numel() != dim) raise<ValueError>("weights and biases must have ", dim, " entries");
+      (small_one == &weights[i] ? part.weight : part.bias) = small<Backend>(**small_one, "weight or bias", first);
+    }
+  }
+  if (cos.has_value() != sin.has_value()) raise<ValueError>("cos and sin belong together");
+  if (!cos) return p;
+  check_ndim(*cos, "cos", 3);
+  check_same_shape(*sin, "sin", *cos, "cos");
+  p.cos = small<Backend>(*cos, "cos", first), p.sin = small<Backend>(*sin, "sin", first);
+  const std::int64_t width = cos->shape[2];
+  if ((cos->shape[0] != 1 && cos->shape[0] != p.batch) || cos->shape[1] != p.tokens || (width != dim && width != dim / 2))
+    raise<ValueError>("cos ", shape_of(*cos), " must have shape (1 or ", p.batch, ", ", p.tokens, ", ", dim / 2, " or ",
+                      dim, ")");
+  p.width = static_cast<int>(width);
+  p.table_batch = cos->shape[0] == 1 ? 0 : p.tokens * width;
+  return p;
+}
+template <typename Backend> void run_heads(HeadsPlan& p, const TensorView& first) {
+  std::int64_t heads = 0;
+  for (int i = 0; i < p.parts; ++i) heads += p.part[i].heads;
+  const std::int64_t total = p.batch * p.tokens * heads * p.dim;
+  if (total == 0) return;
+  typename Backend::Guard guard(first);
+  without_gil(total, [&] { Backend::heads(p, guard); });
+}
+
+}  // namespace heads_detail
+
+// x: queries, keys and perhaps values (copied), (batch, heads, tokens, dim) of any strides; out: of their shapes.
+template <typename Backend>
+void heads_norm_rope(const heads_detail::Views& x, const heads_detail::MaybeViews& weights, const heads_detail::MaybeViews& biases,
+                     const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm, double eps,
+                     bool interleaved, const heads_detail::Views& out) {
+  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
+  if (out.size() != x.size()) raise<ValueError>("out must be ", x.size(), " tensors, got ", out.size());
+  for (std::size_t i = 0; i < x.size(); ++i) p.part[i].out = heads_detail::head_like<Backend>(out[i], "out", x[i]);
+  heads_detail::run_heads<Backend>(p, x[0]);
+}
+
+// grads: of the results; out: the gradients in x, where wanted; sums (2, 2, dim) in float64: in [weight, bias] of queries
+// and keys; partial: the workspace of backends that ask for one (heads_blocks).
+template <typename Backend>
+void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::MaybeViews& weights, const heads_detail::MaybeViews& biases,
+                         const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm,
+                         double eps, bool interleaved, const heads_detail::Views& grads, const heads_detail::MaybeViews& out,
+                         const std::optional<TensorView>& sums, const std::optional<TensorView>& partial) {
+  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
+  p.backward = true;
+  if (grads.size() != x.size() || out.size() != x.size())
+    raise<ValueError>("grads and out must be ", x.size(), " tensors, got ", grads.size(), " and ", out.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    p.part[i].grad = heads_detail::head_like<Backend>(grads[i], "grads", x[i]);
+    if (out[i]) p.part[i].out = heads_detail::head_like<Backend>(*out[i], "out", x[i]);
+  }
+  if (sums) {
+    check_device(*sums, "sums", Backend::device);
+    check_dtype(*sums, "sums", DType::f64);
+    check_contiguous(*sums, "sums");
+    if (sums->numel() != p.sum_count()) raise<ValueError>("sums must have ", p.sum_count(), " entries");
+    p.sums = sums->ptr<double>();
+    if (const std::int64_t blocks = Backend::heads_blocks(p.batch * p.tokens)) {
+      if (!partial || partial->dtype != DType::f64 || !partial->contiguous() || partial->device_id != x[0].device_id ||
+          partial->numel() < blocks * p.sum_count())
+        raise<ValueError>("partial must hold ", blocks * p.sum_count(), " float64 numbers on the device of x");
+      check_device(*partial, "partial", Backend::device);
+      p.partial = partial->ptr<double>();
+    }
+  }
+  heads_detail::run_heads<Backend>(p, x[0]);
+}
+
+namespace heads_detail {
+
+// Lays out a plan over the shape of `out` (the result, or its gradient): x and to_x hold the halves along `dim`.
+template <typename Backend>
+GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, int kind, bool gated, bool gate_first,
+                   int dim, const TensorView& out, const char* out_name, const TensorView* to_x) {
+  if (kind < 0 || kind >= math::kActivationCount)
+    raise<ValueError>("kind must be 0 to ", math::kActivationCount - 1, ", got ", kind);
+  if (x.ndim < 1 || x.ndim > kMaxDims || dim < 0 || dim >= x.ndim)
+    raise<ValueError>("x ", shape_of(x), " must have 1 to ", kMaxDims, " dimensions, and dim one of them, got ", dim);
+  check_device(x, "x", Backend::device);
+  if (x.dtype == DType::i64) raise<TypeError>("x must have dtype float16, bfloat16, float32 or float64, got int64");
+  check_like_first<Backend>(out, out_name, x);
+  const std::int64_t size = x.shape[dim], half = gated ? size / 2 : size;
+  bool fits = out.ndim == x.ndim && (!gated || size % 2 == 0);
+  for (int d = 0; fits && d < x.ndim; ++d) fits = out.shape[d] == (d == dim ? half : x.shape[d]);
+  if (!fits) raise<ValueError>(out_name, " ", shape_of(out), " does not fit x ", shape_of(x), " with halves along ", dim);
+  GatePlan p;
+  p.dtype = x.dtype, p.wide = x.dtype == DType::f64, p.gated = gated;
+  p.kind = static_cast<math::Activation>(kind);
+  p.ndim = x.ndim, p.n = out.numel();
+  const int bytes = x.dtype == DType::f64 ? 8 : x.dtype == DType::f32 ? 4 : 2;
+  const auto put = [&](GateSlot slot, const TensorView& t, std::int64_t first) {
+    auto& o = p.at[static_cast<int>(slot)];
+    o.data = static_cast<char*>(t.data) + first * bytes;
+    for (int d = 0; d < t.ndim; ++d) o.strides[d] = t.strides[d];
+  };
+  for (int d = 0; d < x.ndim; ++d) p.shape[d] = out.shape[d];
+  const std::int64_t gate = gated && !gate_first ? half : 0, value = half - gate;
+  put(GateSlot::gate, x, gate * x.strides[dim]);
+  if (gated) put(GateSlot::value, x, value * x.strides[dim]);
+  if (to_x) {
+    check_like_first<Backend>(*to_x, "to_x", x);
+    check_same_shape(*to_x, "to_x", x, "x");
+    put(GateSlot::to_gate, *to_x, gate * to_x->strides[dim]);
+    if (gated) put(GateSlot::to_value, *to_x, value * to_x->strides[dim]);
+  }
+  put(to_x ? GateSlot::grad : GateSlot::out, out, 0);
+  p.backward = to_x != nullptr;
+  if (bias) {
+    if (bias->ndim != 1 || bias->shape[0] != size) raise<ValueError>("bias ", shape_of(*bias), " must have ", size, " entries");
+    auto* const data = static_cast<char*>(const_cast<void*>(small<Backend>(*bias, "bias", x)));
+    const int wide = p.wide ? 8 : 4;
+    auto &g = p.at[static_cast<int>(GateSlot::gate_bias)], &v = p.at[static_cast<int>(GateSlot::value_bias)];
+    g.data = data + gate * wide, g.strides[dim] = 1;
+    if (gated) v.data = data + value * wide, v.strides[dim] = 1;
+  }
+  if (p.n) fold(p);
+  return p;
+}
+
+}  // namespace heads_detail
+
+template <typename Backend>
+void heads_activation(const TensorView& x, const std::optional<TensorView>& bias, int kind, bool gated, bool gate_first,
+                      int dim, const TensorView& out) {
+  const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, out, "out", nullptr);
+  if (p.n == 0) return;
+  typename Backend::Guard guard(x);
+  without_gil(p.n, [&] { Backend::gates(p, guard); });
+}
+template <typename Backend>
+void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& bias, const TensorView& grad, int kind,
+                          bool gated, bool gate_first, int dim, const TensorView& to_x) {
+  const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, grad, "grad", &to_x);
+  if (p.n == 0) return;
+  typename Backend::Guard guard(x);
+  without_gil(p.n, [&] { Backend::gates(p, guard); });
+}
+
+template <typename Backend> void bind_heads_ops(py::module_& m) {
+  using py::arg;
+  m.def("heads_norm_rope", &heads_norm_rope<Backend>, arg("x"), arg("weights"), arg("biases"), arg("cos"), arg("sin"),
+        arg("norm"), arg("eps"), arg("interleaved"), arg("out"));
+  m.def("heads_norm_rope_vjp", &heads_norm_rope_vjp<Backend>, arg("x"), arg("weights"), arg("biases"), arg("cos"),
+        arg("sin"), arg("norm"), arg("eps"), arg("interleaved"), arg("grads"), arg("out"), arg("sums"), arg("partial"));
+  m.def("heads_blocks", &Backend::heads_blocks, arg("rows"));
+  m.def("heads_activation", &heads_activation<Backend>, arg("x"), arg("bias"), arg("kind"), arg("gated"),
+        arg("gate_first"), arg("dim"), arg("out"));
+  m.def("heads_activation_vjp", &heads_activation_vjp<Backend>, arg("x"), arg("bias"), arg("grad"), arg("kind"),
+        arg("gated"), arg("gate_first"), arg("dim"), arg("to_x"));
+}
+
+}  // namespace fokker::bind

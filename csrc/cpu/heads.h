@@ -1,0 +1,61 @@
+// Kernels of attention heads and gated activations, and how a plan is cut into items, each done by one thread.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "common/heads_plan.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+#define FK_DECLARE(isa)                                                                                              \
+  namespace fokker::cpu::isa {                                                                                       \
+  /* Tokens [begin, end) of batch x tokens; `sums` adds up the gradients in weights and biases. */                   \
+  void heads_run(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double* sums);                            \
+  /* Pieces [begin, end) of rows of the innermost dimension. */                                                      \
+  void gates_run(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end);                      \
+  }
+FK_DECLARE(baseline)
+FK_DECLARE(avx2)
+FK_DECLARE(avx512)
+#undef FK_DECLARE
+
+namespace fokker::cpu {
+
+constexpr std::int64_t kHeadGrain = 16384, kGateGrain = 16384;  // elements below which a second thread costs
+constexpr std::int64_t kHeadBlocks = 256;                       // partial sums, whatever the number of threads
+constexpr std::int64_t kGatePiece = 4096;                       // elements of a row
+
+// The same bits whatever the number of threads.
+inline void heads(const HeadsPlan& p) {
+  using Kernel = void (*)(const HeadsPlan&, std::int64_t, std::int64_t, double*);
+  const Kernel kernel = FK_PER_ISA_OVERLOAD(heads_run, Kernel);
+  const std::int64_t rows = p.batch * p.tokens;
+  std::int64_t work = 0;
+  for (int i = 0; i < p.parts; ++i) work += p.part[i].heads * p.dim;
+  const std::int64_t grain = 1 + kHeadGrain / std::max<std::int64_t>(work, 1);
+  if (!p.sums) {
+    parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end, nullptr); });
+    return;
+  }
+  const std::int64_t block = std::max(grain, (rows + kHeadBlocks - 1) / kHeadBlocks), blocks = (rows + block - 1) / block;
+  const int count = p.sum_count();
+  const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(blocks * count)]());
+  parallel_for(blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t b = begin; b < end; ++b)
+      kernel(p, b * block, std::min(rows, (b + 1) * block), partial.get() + b * count);
+  });
+  std::fill(p.sums, p.sums + count, 0.0);
+  for (std::int64_t b = 0; b < blocks; ++b)
+    for (int j = 0; j < count; ++j) p.sums[j] += partial[b * count + j];
+}
+
+inline void gates(const GatePlan& p) {
+  using Kernel = void (*)(const GatePlan&, std::int64_t, std::int64_t, std::int64_t);
+  const Kernel kernel = FK_PER_ISA_OVERLOAD(gates_run, Kernel);
+  const std::int64_t row = p.ndim ? p.shape[p.ndim - 1] : 1, pieces = (row + kGatePiece - 1) / kGatePiece;
+  parallel_for(p.n / row * pieces, 1 + kGateGrain / std::min(row, kGatePiece),
+               [&](std::int64_t begin, std::int64_t end) { kernel(p, pieces, begin, end); });
+}
+
+}  // namespace fokker::cpu

@@ -1,0 +1,156 @@
+"""Attention heads, gated activations and preconditioning beside eager PyTorch and torch.compile, all allocating."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import denoiser
+from .benches import Bench
+
+
+def benches() -> Iterator[Bench]:
+    """All of them; every contender makes its own results."""
+    yield from _heads()
+    yield from _gates()
+    yield from _precondition()
+    yield from _small()
+
+
+def _unpack_norm_rope(heads: int, qkv: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    """As DiT-like models write it: cos and sin (T, D), interleaved pairs."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def turn(x: Tensor, w: Tensor) -> Tensor:
+        n = torch.nn.functional.rms_norm(x, (x.shape[-1],), w, 1e-6)
+        half = torch.stack((-n[..., 1::2], n[..., ::2]), -1).flatten(-2)
+        return n * cos + half * sin
+
+    return turn(q, qw), turn(k, kw), v
+
+
+def _with_gradient(f: Callable[..., Any], leaf: Tensor, *rest: Any) -> Callable[[], None]:
+    x = leaf.clone().requires_grad_()
+    with torch.no_grad():
+        grads = [torch.randn_like(t) for t in f(x, *rest)]
+
+    def go() -> None:
+        torch.autograd.grad(f(x, *rest), x, grads)
+
+    return go
+
+
+def _heads() -> Iterator[Bench]:
+    batch, tokens, heads, dim = 16, 256, 16, 72
+    qkv = torch.randn(batch, tokens, 3 * heads * dim)
+    qw, kw = torch.rand(dim) + 0.5, torch.rand(dim) + 0.5
+    cos, sin = denoiser.rope_table_2d((16, 16), dim)
+    whole = [t.repeat_interleave(2, -1) for t in (cos, sin)]
+    eager = functools.partial(_unpack_norm_rope, heads)
+    compiled = torch.compile(eager)
+    ours = functools.partial(_ours, heads)
+    elements = 2 * batch * tokens * heads * dim
+    yield Bench(
+        "QK RMS norm and RoPE of packed qkv, 16 x 256 x 16 heads of 72",
+        {
+            "fokker": functools.partial(ours, qkv, qw, kw, cos, sin),
+            "torch.compile": functools.partial(compiled, qkv, qw, kw, *whole),
+            "torch": functools.partial(eager, qkv, qw, kw, *whole),
+        },
+        {"torch.compile": 3.5, "torch": 7.0},
+        elements=elements,
+        bytes=8 * elements,
+        note="float32, queries and keys read and written once; values stay a view",
+    )
+    yield Bench(
+        "QK RMS norm and RoPE of packed qkv, forward and backward, 16 x 256 x 16 heads of 72",
+        {
+            "fokker": _with_gradient(ours, qkv, qw, kw, cos, sin),
+            "torch.compile": _with_gradient(compiled, qkv, qw, kw, *whole),
+            "torch": _with_gradient(eager, qkv, qw, kw, *whole),
+        },
+        elements=elements,
+        note="float32, the gradient of qkv",
+    )
+
+
+def _ours(heads: int, qkv: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    return denoiser.qkv_norm_rope(qkv, heads, qw, kw, cos, sin, interleaved=True)
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    g, u = x.chunk(2, -1)
+    return torch.nn.functional.silu(g) * u
+
+
+def _geglu(x: Tensor) -> Tensor:
+    u, g = x.chunk(2, -1)
+    return u * torch.nn.functional.gelu(g, approximate="tanh")
+
+
+def _gates() -> Iterator[Bench]:
+    x = torch.randn(4096, 6144)
+    for name, ours, eager, asked in (
+        ("SwiGLU", denoiser.swiglu, _swiglu, {"torch.compile": 3.8, "torch": 6.9}),
+        ("GEGLU by tanh", denoiser.geglu, _geglu, {}),
+    ):
+        elements = x.numel() // 2
+        yield Bench(
+            f"{name}, 4096 x 3072",
+            {
+                "fokker": functools.partial(ours, x),
+                "torch.compile": functools.partial(torch.compile(eager), x),
+                "torch": functools.partial(eager, x),
+            },
+            asked,
+            elements=elements,
+            bytes=12 * elements,
+            note="float32; 12 bytes an element",
+        )
+
+
+def _edm(x: Tensor, f: Tensor, sigma: Tensor) -> Tensor:
+    s = sigma.reshape(-1, 1, 1, 1)
+    skip, out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25).sqrt()
+    return skip * x + out * f
+
+
+def _precondition() -> Iterator[Bench]:
+    shape = (64, 3, 64, 64)
+    x, f = (torch.randn(shape) for _ in range(2))
+    sigma = torch.rand(shape[0]) + 0.1
+    yield Bench(
+        "EDM preconditioning, 64 x 3 x 64 x 64",
+        {
+            "fokker": functools.partial(denoiser.edm_precondition_out, x, f, sigma),
+            "torch.compile": functools.partial(torch.compile(_edm), x, f, sigma),
+            "torch": functools.partial(_edm, x, f, sigma),
+        },
+        {"torch.compile": 1.3, "torch": 2.5},
+        elements=x.numel(),
+        bytes=12 * x.numel(),
+        note="float32, one sigma a sample; 12 bytes an element",
+    )
+
+
+def _sinusoid(t: Tensor) -> Tensor:
+    frequency = torch.exp(torch.arange(128, dtype=torch.float32) * (-9.210340371976184 / 128))
+    phase = t[:, None].float() * frequency
+    return torch.cat((phase.cos(), phase.sin()), -1)
+
+
+def _small() -> Iterator[Bench]:
+    t = 1000 * torch.rand(64)
+    yield Bench(
+        "timestep embedding, 64 x 256",
+        {
+            "fokker": functools.partial(denoiser.timestep_embedding, t, 256),
+            "torch": functools.partial(_sinusoid, t),
+        },
+        elements=64 * 256,
+        note="ours composed of torch ops with float64 phases; theirs float32",
+    )
