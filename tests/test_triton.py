@@ -76,6 +76,20 @@ def test_quick(name):
         torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-6)
 
 
+HEADS = ("qk_rms_rope", "qk_layer_rope", "qkv_rms_rope", "swiglu", "geglu_exact", "gelu_tanh", "silu_gate", "mp_silu")
+
+
+@RUNS
+@pytest.mark.parametrize("name", HEADS)
+def test_quick_heads(name):
+    """Attention heads and activations, one small call each."""
+    case = CASES[f"denoiser_{name}"]
+    args = case.make(300, torch.float32, torch.Generator().manual_seed(3))
+    with fokker.use_backend("reference"):
+        want = case.call(*(a.double() for a in args))
+    assert float(case.error(with_triton(case.call, *args), want).max()) <= case.tolerance[torch.float32]
+
+
 @RUNS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)

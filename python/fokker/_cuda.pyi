@@ -97,6 +97,45 @@ def group_norm_vjp(
     work: torch.Tensor | None,
 ) -> None: ...
 def group_work(batch: int, channels: int, groups: int, positions: int, last: bool, backward: bool) -> int: ...
+def heads_activation(
+    x: torch.Tensor, bias: torch.Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int, out: torch.Tensor
+) -> None: ...
+def heads_activation_vjp(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad: torch.Tensor,
+    kind: int,
+    gated: bool,
+    gate_first: bool,
+    dim: int,
+    to_x: torch.Tensor,
+) -> None: ...
+def heads_blocks(rows: int) -> int: ...
+def heads_norm_rope(
+    x: collections.abc.Sequence[torch.Tensor],
+    weights: collections.abc.Sequence[torch.Tensor | None],
+    biases: collections.abc.Sequence[torch.Tensor | None],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    norm: int,
+    eps: float,
+    interleaved: bool,
+    out: collections.abc.Sequence[torch.Tensor],
+) -> None: ...
+def heads_norm_rope_vjp(
+    x: collections.abc.Sequence[torch.Tensor],
+    weights: collections.abc.Sequence[torch.Tensor | None],
+    biases: collections.abc.Sequence[torch.Tensor | None],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    norm: int,
+    eps: float,
+    interleaved: bool,
+    grads: collections.abc.Sequence[torch.Tensor],
+    out: collections.abc.Sequence[torch.Tensor | None],
+    sums: torch.Tensor | None,
+    partial: torch.Tensor | None,
+) -> None: ...
 def init(tensor: type, parameter: type, cuda_error: object) -> None: ...
 def kde_sums(
     x: torch.Tensor,

@@ -1,0 +1,209 @@
+"""Gated activations, embeddings, preconditioning and EDM2's operations of `fokker.denoiser`."""
+
+import math
+
+import pytest
+import torch
+from conftest import BACKENDS
+from torch.nn import functional
+
+import fokker
+from fokker import denoiser
+
+NATIVE = [b for b in BACKENDS if b in ("cpu", "cuda", "emu")]
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def device_of(backend):
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_values_and_which_half_is_the_gate(backend):
+    x = torch.randn(5, 148, device=device_of(backend))
+    a, b = x.double().chunk(2, -1)
+    with fokker.use_backend(backend):
+        wanted = {
+            "swiglu": (denoiser.swiglu(x), functional.silu(a) * b),
+            "swiglu second": (denoiser.swiglu(x, gate_first=False), a * functional.silu(b)),
+            "silu_gate": (denoiser.silu_gate(x), a * functional.silu(b)),
+            "geglu": (denoiser.geglu(x), a * functional.gelu(b, approximate="tanh")),
+            "geglu exact": (denoiser.geglu(x, approximate="none", gate_first=True), functional.gelu(a) * b),
+            "gelu": (denoiser.gelu_tanh(x), functional.gelu(x.double(), approximate="tanh")),
+            "mp_silu": (denoiser.mp_silu(x), functional.silu(x.double()) / 0.596),
+        }
+    for name, (got, want) in wanted.items():
+        torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_tails(backend):
+    """Far out the exact GELU keeps its digits (mpmath's, which 1 + erf loses), and nothing overflows."""
+    x = torch.tensor([-37.0, -20.0, -8.0, -5.0, -1e-30, 0.0, 5.0, 40.0, 1e30, -1e30, math.nan], dtype=torch.float64)
+    x = x.to(device_of(backend)).requires_grad_()
+    with fokker.use_backend(backend):
+        y = denoiser.gelu_tanh(x, approximate="none")
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    want = torch.tensor(
+        [
+            -2.1184613523340935e-298,
+            -5.507248237212468e-88,
+            -4.976768459417427e-15,
+            -1.4332578593959695e-06,
+            -5e-31,
+            0.0,
+            4.999998566742141,
+            40.0,
+        ],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(y.detach().cpu()[:8], want, rtol=4e-15, atol=0)
+    assert y[8] == 1e30 and y[9] == 0 and y[10].isnan() and slope[10].isnan()
+    torch.testing.assert_close(slope[[7, 8, 9]].cpu(), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    with fokker.use_backend(backend):
+        single = x.detach().float().requires_grad_()
+        for f in (denoiser.mp_silu, denoiser.gelu_tanh):
+            y = f(single)
+            (slope,) = torch.autograd.grad(y.sum(), single)
+            assert bool(y[:10].isfinite().all()) and bool(slope[:10].isfinite().all())
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_layouts_and_dimensions(backend):
+    x = torch.randn(2, 12, 5, 4, device=device_of(backend))
+    bias = torch.randn(12, device=x.device)
+    first, second = (x + bias.view(-1, 1, 1)).chunk(2, 1)
+    want = first * functional.silu(second)
+    views = {
+        "contiguous": x,
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "spaced": torch.stack((x, x), -1)[..., 0],
+        "odd offset": torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape),
+    }
+    grad = torch.randn_like(want)
+    with fokker.use_backend(backend):
+        for name, view in views.items():
+            got = denoiser.silu_gate(view, bias, dim=1)
+            torch.testing.assert_close(got, want, rtol=2e-6, atol=1e-6, msg=name)
+            leaf, shift = view.detach().requires_grad_(), bias.clone().requires_grad_()
+            found = torch.autograd.grad(denoiser.silu_gate(leaf, shift, dim=1), (leaf, shift), grad)
+            again = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+            a, b = (again[0] + again[1].view(-1, 1, 1)).chunk(2, 1)
+            plain = torch.autograd.grad(a * functional.silu(b), again, grad)
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        last = views["channels_last"]
+        assert denoiser.silu_gate(last, dim=1).is_contiguous(memory_format=torch.channels_last)
+        assert denoiser.swiglu(x[:0]).shape == (0, 12, 5, 2)
+        out = torch.empty(2, 6, 5, 4, device=x.device)
+        assert denoiser.silu_gate(x, bias, dim=1, out=out) is out
+        torch.testing.assert_close(out, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_halves_are_the_float32_result_rounded_once(backend):
+    for dtype in HALVES:
+        x = (3 * torch.randn(7, 90)).to(device_of(backend), dtype)
+        bias = torch.randn(90).to(x)
+        grad = torch.randn(7, 45).to(x)
+        with fokker.use_backend(backend):
+            for f in (denoiser.swiglu, denoiser.geglu):
+                assert torch.equal(f(x, bias), f(x.float(), bias.float()).to(dtype))
+                leaf, wide = x.clone().requires_grad_(), x.float().requires_grad_()
+                (got,) = torch.autograd.grad(f(leaf), leaf, grad)
+                (want,) = torch.autograd.grad(f(wide), wide, grad.float())
+                assert torch.equal(got, want.to(dtype))
+
+
+# ---- embeddings and preconditioning ----------------------------------------------------------------------------------
+def test_timestep_embedding_is_diffusers():
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    t = torch.tensor([0.0, 0.5, 17.0, 999.0])
+    for flip, shift, dim in ((True, 0.0, 32), (False, 1.0, 33)):
+        want = embeddings.get_timestep_embedding(
+            t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift, scale=2.0, max_period=5000
+        )
+        got = denoiser.timestep_embedding(
+            t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift, scale=2.0, max_period=5000
+        )
+        torch.testing.assert_close(got, want, rtol=0, atol=3e-4)  # whose float32 phase, up to 2000, is off by that
+
+
+def test_fourier_features():
+    t, f, phase = torch.rand(3), 16 * torch.randn(5), torch.rand(5)
+    turns = 2 * math.pi * t.double()[:, None] * f.double()
+    got = denoiser.fourier_embedding(t, f)
+    assert torch.equal(got, torch.cat((turns.cos(), turns.sin()), -1).float())
+    assert torch.equal(denoiser.fourier_embedding(t, f, flip_sin_to_cos=False), got.roll(5, -1))
+    many = denoiser.mp_fourier(t, torch.randn(20000), torch.rand(20000))
+    assert bool(((many.square().mean(-1) - 1).abs() < 0.03).all())  # sd of the mean of 2 cos^2: 0.005; six of those
+    assert denoiser.mp_fourier(t, f, phase).shape == (3, 5)
+
+
+@pytest.mark.parametrize("form", ["edm", "vp", "ve"])
+def test_preconditioning(form):
+    x, f = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    sigma = torch.tensor([0.002, 1.0, 80.0])
+    s, d = sigma.double().view(-1, 1, 1, 1), 0.7
+    skip, out, into, noise = {
+        "edm": (d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt(), (s**2 + d**2).rsqrt(), s.log() / 4),
+        "vp": (1, -s, (s**2 + 1).rsqrt(), 999 * ((0.01 + 39.8 * (1 + s**2).log()).sqrt() - 0.1) / 19.9),
+        "ve": (1, s, 1, (s / 2).log()),
+    }[form]
+    fed, level = denoiser.edm_precondition_in(x, sigma, d, form=form)
+    torch.testing.assert_close(fed.double(), into * x.double(), rtol=3e-7, atol=0)
+    torch.testing.assert_close(level.double(), noise.flatten(), rtol=1e-6, atol=1e-7)
+    got = denoiser.edm_precondition_out(x, f, sigma.view(3, 1, 1, 1), d, form=form)
+    torch.testing.assert_close(got.double(), skip * x.double() + out * f.double(), rtol=1e-6, atol=1e-6)
+    one = denoiser.edm_precondition_out(x, f, 1.0, d, form=form)
+    assert torch.equal(one, denoiser.edm_precondition_out(x, f, torch.tensor([1.0]), d, form=form))
+    half = torch.empty_like(x, dtype=torch.bfloat16)
+    assert denoiser.edm_precondition_in(x, sigma, d, form=form, out=half)[0] is half
+    assert torch.equal(half, fed.bfloat16())
+
+
+def test_magnitudes_are_kept():
+    g = torch.Generator().manual_seed(4)
+    a, b = torch.randn(64, 30, 50, generator=g), torch.randn(64, 90, 50, generator=g)
+    # 96000 squares and more: the mean of squares is off by 0.0046 (sd); six of those
+    assert abs(float(denoiser.mp_sum(a, b[:, :30], 0.3).square().mean()) - 1) < 0.028
+    whole = denoiser.mp_cat(a, b, t=0.5)
+    assert torch.allclose(whole, torch.cat((a * math.sqrt(2), b * math.sqrt(2 / 3)), 1), rtol=1e-6)
+    shares = whole[:, :30].square().sum() / whole.square().sum()
+    assert abs(float(shares) - 0.5) < 0.02
+    last = denoiser.mp_cat(*(t[..., None].contiguous(memory_format=torch.channels_last) for t in (a, b)))
+    assert last.shape == (64, 120, 50, 1)
+    normed = denoiser.pixel_norm(3 * a)
+    torch.testing.assert_close(normed.square().mean(1), torch.ones(64, 50), rtol=1e-3, atol=0)
+    assert bool((denoiser.pixel_norm(torch.zeros(2, 3, 4)) == 0).all())
+    # 1 / 0.596 makes up for what silu takes: E silu(z)^2 = 0.3557
+    assert abs(float(denoiser.mp_silu(b).square().mean()) - 1) < 0.03
+
+
+X = torch.ones(2, 6)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "f"),
+    [
+        (ValueError, "two halves", lambda: denoiser.swiglu(X[:, :5])),
+        (ValueError, r"bias \(3,\)", lambda: denoiser.swiglu(X, torch.ones(3))),
+        (ValueError, "dim must be in", lambda: denoiser.swiglu(X, dim=2)),
+        (TypeError, "x must have dtype", lambda: denoiser.geglu(X.int())),
+        (ValueError, "approximate must be", lambda: denoiser.geglu(X, approximate="erf")),
+        (ValueError, "out must be", lambda: denoiser.swiglu(X, out=X)),
+        (ValueError, "does not record", lambda: denoiser.swiglu(X.clone().requires_grad_(), out=X[:, :3].clone())),
+        (ValueError, "sigma must have one entry", lambda: denoiser.edm_precondition_in(X, torch.ones(3))),
+        (ValueError, "sigma_data must be positive", lambda: denoiser.edm_precondition_in(X, 1.0, 0.0)),
+        (ValueError, "form must be", lambda: denoiser.edm_precondition_out(X, X, 1.0, form="ddpm")),
+        (ValueError, "must have the shape of x", lambda: denoiser.edm_precondition_out(X, X[:1], 1.0)),
+        (ValueError, "must be at least 1", lambda: denoiser.timestep_embedding(torch.ones(2), 1)),
+        (TypeError, "t must be a tensor", lambda: denoiser.timestep_embedding(3, 8)),
+        (ValueError, "t must be in", lambda: denoiser.mp_sum(X, X, 1.5)),
+        (ValueError, "must agree outside dim", lambda: denoiser.mp_cat(X, X[:1])),
+        (ValueError, "eps must be positive", lambda: denoiser.pixel_norm(X, eps=0.0)),
+    ],
+)
+def test_bad_input(error, message, f):
+    with pytest.raises(error, match=message):
+        f()
