@@ -169,7 +169,7 @@ class ExponentialFamily:
     statistic: Callable[[Tensor], Tensor] | None = None
 
     def denoise(self, y: Tensor, score: Score) -> Tensor:
-        """E[e | y], the mean of the *natural* parameter, of y's shape (Efron 2011, equation 2.4)."""
+        """E[e | y], the mean of the *natural* parameter, of y's shape (Efron 2011)."""
         with torch.enable_grad():
             x = state(y).detach().requires_grad_()
             (base,) = torch.autograd.grad(self.log_base(x).sum(), x)

@@ -11,7 +11,7 @@ learn. A step that opens nothing leaves its input, and so its output, as they we
 
     E[calls of n steps] = sum_i 1 - (1 - (m(t_{i-1}) - m(t_i)) / m(T))^L        (log-linear: n (1 - (1 - 1/n)^L)).
 
-Four bounds on -log p_0(x), equal in expectation for any c (section 3.3), with l ~ U(0, 1) a masking rate:
+Four bounds on -log p_0(x), equal in expectation for any c (theorem 2), with l ~ U(0, 1) a masking rate:
 
     any_order   E over orders of  sum_i -log c(x_i | those before it in the order)
     lambda_dce  E 1/l sum_{i masked} -log c(x_i | x_o)

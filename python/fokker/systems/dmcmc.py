@@ -2,13 +2,13 @@ r"""Denoising MCMC: Langevin and Gibbs steps in (x, sigma), then the reverse int
 
 B. Kim and J. C. Ye, "Denoising MCMC for Accelerating Diffusion-Based Generative Models", ICML 2023 (arXiv 2209.14593).
 Data noised to a random level, x = x_0 + sigma z with sigma from a prior on the levels, is a joint law of (x, sigma)
-that a Markov chain mixes over easily: at large sigma all modes are one. Denoising Langevin Gibbs (DLG, section 3.2):
+that a Markov chain mixes over easily: at large sigma all modes are one. Denoising Langevin Gibbs (DLG):
 
     x     <- x + eta / 2 score(x, sigma) + eta^{1/2} z          a Langevin step at the level that x is at
     sigma <- a draw from p(sigma | x)                           by a classifier of noise levels
 
 Of every ``skip`` steps the (x, sigma) of the least sigma is kept, near the data already, and any sampler of
-`fokker.sde` takes it from there to sigma = 0 in few steps of Karras' grid below its own sigma (section 3.3).
+`fokker.sde` takes it from there to sigma = 0 in few steps of Karras' grid below its own sigma.
 
 What differs from the paper's code: sigma is drawn from the classifier's softmax (``temperature=0``: its largest, as
 there) by the race of `fokker.sde.absorb_step`; eta may depend on sigma, as a constant one, fit for the least level, is

@@ -1,16 +1,16 @@
 r"""Stochastic interpolants: the family, its losses, fields, samplers in both directions and likelihoods.
 
 M. Albergo, N. Boffi and E. Vanden-Eijnden, "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions",
-2023 (arXiv 2303.08797). Between x_0 and x_1 of two laws, z normal (definition 1 and table 8 there; `FAMILY` here):
+2023 (arXiv 2303.08797). Between x_0 and x_1 of two laws, z normal (table 8 there; `FAMILY` here):
 
     x_t = I(t, x_0, x_1) + gamma(t) z,    I = alpha(t) x_0 + beta(t) x_1.
 
-Learned are the drift b and the denoiser eta, the minimisers of (theorem 7 and below)
+Learned are the drift b and the denoiser eta, the minimisers of (theorems 6 and 8)
 
     L_b = E |b|^2 / 2 - (dI/dt + gamma' z) . b         b = E[dI/dt + gamma' z | x_t]
     L_eta = E |eta|^2 / 2 - z . eta                    eta = E[z | x_t]
 
-of which velocity and score follow, v = E[dI/dt | x_t] = b - gamma' eta and s = -eta / gamma (equation 2.14 ff.; for
+of which velocity and score follow, v = E[dI/dt | x_t] = b - gamma' eta and s = -eta / gamma (for
 one-sided interpolants, where x_0 is z, b alone gives eta = (beta' x - beta b) / (alpha beta' - alpha' beta) and
 s = -eta / alpha). For any eps(t) >= 0 the equations (corollaries 10 and 18)
 
@@ -113,7 +113,7 @@ def loss(
     """L_b + L_eta of pairs ``(B, ...)``, a mean over elements, ``(B,)``; one-sided: L_b. Differentiable in the model.
 
     times: ``(B,)``; None: uniform in [t_min, t_max] of the law (stream TRAINING_TIME), short of the ends, where gamma'
-    is infinite. ``antithetic``: the mean over z and -z, whose variance stays bounded at the ends (section 6.1).
+    is infinite. ``antithetic``: the mean over z and -z, whose variance stays bounded at the ends.
     """
     if x0.shape != x1.shape or x0.dtype != x1.dtype:
         raise ValueError(f"x0 {tuple(x0.shape)} of {x0.dtype} and x1 {tuple(x1.shape)} of {x1.dtype} must be alike")

@@ -1,7 +1,7 @@
 r"""Tweedie's formula: denoising by the score of the noisy data alone, for any exponential family, and what follows.
 
 With l'(y) = grad log p(y) the score of the *noisy* data (Robbins 1956; Efron, "Tweedie's Formula and Selection Bias",
-2011; K. Kim and J. C. Ye, "Noise2Score", NeurIPS 2021, arXiv 2106.07009, table 1):
+2011; K. Kim and J. C. Ye, "Noise2Score", NeurIPS 2021, arXiv 2106.07009):
 
     Gaussian     y = x + sigma z              E[x | y] = y + sigma^2 l'(y)                                  exact
     Poisson      y = zeta k, k ~ P(x / zeta)  E[x | y] = (y + zeta) p(y + zeta) / p(y)                      exact
@@ -65,7 +65,7 @@ def kde_score(data: Tensor, bandwidth: float, *, exclude_self: bool = False) -> 
 
 
 def ar_dae_loss(model: Score, y: Tensor, u: float | Tensor, *, seed: int | None = None, step: int = 0) -> Tensor:
-    """mean |u R(y + u n) + n|^2: R tends to the score as u falls (Lim et al. 2020; Noise2Score, equation 12).
+    """mean |u R(y + u n) + n|^2: R tends to the score as u falls (Lim et al. 2020).
 
     y ``(B, ...)``; u > 0 a number or ``(B,)``, annealed by the caller (published: 0.05 to 0.001 of the data's range);
     n of stream TRAINING_NOISE. The mean is over all elements.
@@ -96,7 +96,7 @@ def model_score(model: Callable[..., Tensor], process: Process, t: float, predic
 def noise_level(score: Score, y: Tensor, *, epsilon: float = 1e-3, seed: int = 0) -> float:
     r"""sigma of Gaussian noise, from how a small step changes the score: sigma^2 = |e|^2 / -<e, l'(y + e) - l'(y)>.
 
-    (Kim et al. 2022, section 3.3: E[x | y] is taken for constant over the step e = epsilon z; sums over the whole
+    (Kim et al. 2022: E[x | y] is taken for constant over the step e = epsilon z; sums over the whole
     batch where they take medians over pixels.) As E[-l''] = 1 / sigma^2 - Var(x | y) / sigma^4 an element, the estimate
     is too large by (1 - Var(x | y) / sigma^2)^{-1/2}: little for data of few dimensions in many.
     """
@@ -132,7 +132,7 @@ def minority_score(
     x0: Tensor, model: Callable[..., Tensor], process: Process, t: float, *, probes: int = 8, seed: int = 0,
     distance: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """E d(x_0, E[x_0 | x_t]) over noise, ``(B,)``: how badly Tweedie's formula restores a sample (Um et al., eq. 6).
+    """E d(x_0, E[x_0 | x_t]) over noise, ``(B,)``: how badly Tweedie's formula restores a sample (Um et al.).
 
     Large for samples of low density. model: x0 prediction; d: ``(B, ...)`` twice -> ``(B,)``; None: the mean square
     (the paper: LPIPS). It is computed without gradients.
@@ -153,7 +153,7 @@ def guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """x0 predictions towards a level of the minority score: D + w (sigma^2 / alpha) grad log p(level | x_t).
 
-    log_prob: (x_t, t) -> log p(level | x_t) ``(B,)``, a classifier on noisy samples (Um et al., equations 8 and 9; the
+    log_prob: (x_t, t) -> log p(level | x_t) ``(B,)``, a classifier on noisy samples (Um et al.; the
     paper's w is 2 to 4). With w = 1 and the true classifier the sampler's law is exactly p(x | level).
     """
 
