@@ -105,7 +105,10 @@ def apply(model: nn.Module) -> Report:
 
 
 def remove(model: nn.Module) -> int:
-    """Gives every module that `apply` changed its class's forward again; returns how many there were."""
+    """Gives every module that `apply` changed its class's forward again; returns how many there were.
+
+    A forward that somebody has put around ours since (offloading hooks) stays, with ours inside: take that off first.
+    """
     _check(model)
     ours = [m for m in model.modules() if is_ours(m)]
     for module in ours:
