@@ -37,8 +37,8 @@ def example(
     print(f"inpainting: samples lie at single digits of the law ({100 * float(share):.0f}% of the posterior on one)")
 
     bits = score_sde.bits_per_dim(
-        prediction(law, process), process, held[:measured], levels=17, ends=(-1.0625, 1.0625), prediction="x0", rtol=1e-3,
-        atol=1e-3,
+        prediction(law, process), process, held[:measured], levels=17, ends=(-1.0625, 1.0625), prediction="x0",
+        rtol=1e-3, atol=1e-3,
     )  # fmt: skip
     exact = -mixture.log_prob(held[:measured], law, sigma=process.t_min).double() / (64 * torch.log(torch.tensor(2.0)))
     exact = exact + torch.log2(torch.tensor(17 / 2.125, dtype=torch.float64))
