@@ -225,6 +225,7 @@ def test_bad_input_is_named():
         (lambda: mix.SlidingWindow(4, 2, strategy="left"), "strategy must be"),
         (lambda: run((0, 2), callback=print), "callback is taken"),
         (lambda: run((3, 1)), "window must be"),
+        (lambda: run((0, 2), lambda x, t: x / 0), "8 of 8 samples are not finite"),
         (lambda: run((0, 2), lambda x, t: x[:2]), "the model must return a tensor of x's shape"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -157,6 +157,10 @@ def test_bad_input_is_named():
         (lambda: score_sde.ClassConditional(score, lambda x, t: torch.zeros(4, 2), 0)(x, t), ValueError,
          "classifier must be differentiable"),
         (lambda: score_sde.predictor_corrector(lambda x, t: x[:2], VE, (4, 1), 2), ValueError, "the model must return"),
+        (lambda: score_sde.predictor_corrector(lambda x, t: x.long(), VE, (4, 1), 2), TypeError,
+         "the model must return a float dtype, as torch.float32, got torch.int64"),
+        (lambda: score_sde.predictor_corrector(lambda x, t: x / (x > 0), VE, (40, 1), 2), ValueError,
+         "of 40 samples are not finite"),
     ):  # fmt: skip
         with pytest.raises(kind, match=text):
             call()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import random
+from ._elementwise import FLOATS
 from ._sde_samplers_window import gaussian_log_prob
 from ._sde_step import affine_step, gram
 from ._sde_table import Op, Table
@@ -171,6 +172,8 @@ class Loop:
             if not isinstance(m, Tensor) or m.shape != x.shape:
                 seen = tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__
                 raise ValueError(f"the model must return a tensor of x's shape {tuple(x.shape)}, got {seen}")
+            if m.dtype not in FLOATS:
+                raise TypeError(f"the model must return a float dtype, as {x.dtype}, got {m.dtype}")
         return found
 
     def _noise(self, stream: int, number: int, step: int, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .. import random, sde
 from .._sde_ops import TERMS
 from .._sde_particles import gather
 
-__all__ = ["Particles", "Products", "Resampling", "Step", "judge", "long_step"]
+__all__ = ["Particles", "Products", "Resampling", "Step", "finite", "judge", "long_step"]
 
 
 class Step(NamedTuple):
@@ -170,3 +170,13 @@ def judge(run: Any, found: Particles, count: int) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def finite(x: Tensor) -> Tensor:
+    """Samples of `fokker.sde.sample`, which must be finite; the one time that their run waits for the device."""
+    bad = int((~x.isfinite()).flatten(1).any(1).sum()) if x.numel() else 0
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(x)} samples are not finite: the model's output was not (check_finite=True names the step)"
+        )
+    return x

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from .. import random, sde
+from ._particles import finite
 
 __all__ = ["Objective", "Rollout", "SlidingWindow", "advantages", "divergence", "loss", "objective", "rollout"]
 
@@ -134,7 +135,9 @@ def rollout(
         log_prob_reduction=reduction, **options,
     )  # fmt: skip
     noisy = found.log_prob_steps
-    return Rollout(found.x, tuple(before[: len(noisy) + 1]), found.log_probs, noisy, found.times, sampler, reduction)
+    return Rollout(
+        finite(found.x), tuple(before[: len(noisy) + 1]), found.log_probs, noisy, found.times, sampler, reduction
+    )
 
 
 def advantages(rewards: Tensor, group: int, *, scale: bool = True, limit: float = 5.0, floor: float = 1e-8) -> Tensor:

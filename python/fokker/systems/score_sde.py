@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .. import random, sde
 from ..random import Stream
+from ._particles import finite
 
 __all__ = [
     "ClassConditional", "Imputed", "bits_per_dim", "colorize", "dequantize", "grey_first", "inpaint",
@@ -48,11 +49,12 @@ def predictor_corrector(
     """Samples by algorithm 1: ``predictor`` (reverse diffusion where None) and Langevin ``corrections`` at every level.
 
     Options as in `fokker.sde.sample` and `fokker.sde.PredictorCorrector`; 0.16 is the paper's snr for VE on CIFAR-10.
+    ValueError: samples that are not finite.
     """
     sampler = sde.PredictorCorrector(
         sde.ReverseDiffusion() if predictor is None else predictor, snr, corrections, rule, norms
     )
-    return sde.sample(score, process, sampler, shape, steps, seed, prediction=prediction, **options)
+    return finite(sde.sample(score, process, sampler, shape, steps, seed, prediction=prediction, **options))
 
 
 def probability_flow(
@@ -61,7 +63,7 @@ def probability_flow(
 ) -> Tensor:  # fmt: skip
     """Samples by adaptive Runge-Kutta steps along the probability flow (section 4.3)."""
     flow = sde.ProbabilityFlow(rtol, atol)
-    return sde.sample(score, process, flow, shape, seed=seed, prediction=prediction, **options)
+    return finite(sde.sample(score, process, flow, shape, seed=seed, prediction=prediction, **options))
 
 
 def dequantize(

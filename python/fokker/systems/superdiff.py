@@ -16,6 +16,10 @@ exactly g and the dx that was realised):
 T = 1. "and" (proposition 6, a sample equally likely under all): the kappa that make every log q_i rise by the same, one
 linear system of M equations a sample in <s_i, s_j> and <s_i, z>. "mean": kappa = 1 / M.
 
+What "and" is worth: its kappa answer the step's own noise and take it away along the differences of scores, so that the
+diffusion there is no longer g and the theorem no longer exact. The estimates are equal to rounding; the true densities
+are much nearer to one another than under "mean", but not equal, and the estimates' common level is off.
+
 Differences from the paper's code: any number of models in both; the density's trace term is D f (their stochastic
 estimator has D^2, which falls out of differences); "and" holds the gaps themselves, so that rounding does not add up.
 """
