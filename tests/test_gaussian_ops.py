@@ -68,7 +68,7 @@ def test_instruction_sets(isa):
         _native.cpu.set_isa(before)
 
 
-@pytest.mark.parametrize(("kind", "shared"), list(itertools.product(("diag", "triangular"), (False, True))))
+@pytest.mark.parametrize(("kind", "shared"), [("diag", False), ("diag", True), ("triangular", False)])
 def test_gradients_to_second_order(kind, shared):
     values, triangular = arguments(5, 2, 3, kind, shared)
     values = [v.requires_grad_() for v in values]

@@ -7,7 +7,9 @@ import pytest
 import torch
 from pairwise_calls import CALLS, A, B, X, Y
 
-from fokker import pairwise
+import fokker
+from fokker import _native, pairwise
+from fokker._pairwise_tiles import pair_distances
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
 SMOOTH = [
@@ -146,3 +148,38 @@ def test_errors_name_the_argument(call, message):
 def test_wrong_types():
     with pytest.raises(TypeError, match="y must be real"):
         pairwise.energy_distance(X, Y.to(torch.complex128))
+
+
+# ---- the kernel of distances ----------------------------------------------------------------------------------------
+def _distances(backend, x, y, w):
+    with fokker.use_backend(backend):
+        return pair_distances(x, y, w, True)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "emu"])
+def test_distances_of_any_size(isa):
+    """Lengths from the square root of the least number to that of the largest; equal points; rows beside a tile."""
+    backend, before = "emu" if isa == "emu" else "cpu", _native.cpu.isa()
+    if isa == "emu" and _native.emu is None:
+        pytest.skip("the emulator is not built")
+    try:
+        if isa != "emu":
+            _native.cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this processor has no {isa}")
+    try:
+        for n, m, d in ((1, 1, 1), (33, 5, 2), (40, 9, 17)):
+            g = torch.Generator().manual_seed(n)
+            x, y = (torch.randn(2, k, d, generator=g, dtype=torch.float64) for k in (n, m))
+            for size in (1e-150, 1.0, 1e153):
+                w = torch.rand(2, m, generator=g, dtype=torch.float64)
+                y[:, 0] = x[:, 0]  # exactly: no length, no direction
+                want = _distances("reference", size * x, size * y, w)
+                for a, b in zip(_distances(backend, size * x, size * y, w), want, strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14 * (size if a.dim() == 2 else 1.0))
+        x[0, 3, 1], x[1, 0, 0] = torch.nan, torch.inf
+        total, slope = _distances(backend, x, y, w)
+        assert total[0, 3].isnan() and total[1, 0] == torch.inf and slope[0, 3].isnan().any()
+        assert total[0, :3].isfinite().all() and total[1, 1:].isfinite().all()
+    finally:
+        _native.cpu.set_isa(before)

@@ -70,13 +70,18 @@ template <bool kSlope> void sums_of(const DistanceSums& p, const double* __restr
         }
       }
 #pragma GCC unroll 4
-      for (int r = 0; r < kData; ++r)
+      for (int r = 0; r < kData; ++r) {
+        if (j + r >= p.m) {  // no datum: its distance may be infinite, and no product of it is 0
+          for (int v = 0; v < kWide; ++v) acc[r][v] = VecD{};
+          continue;
+        }
 #pragma GCC unroll 4
         for (int v = 0; v < kWide; ++v) {
           const Root found = root(acc[r][v]);
           part[v] = fma(all(w[r]), found.length, part[v]);
           if constexpr (kSlope) acc[r][v] = all(w[r]) * found.inverse;
         }
+      }
       if constexpr (kSlope)
         for (std::int64_t c = 0; c < p.d; ++c) {
           VecD here[kWide], s[kWide];

@@ -38,7 +38,11 @@ template <bool kSlope> __global__ void __launch_bounds__(kThreads) distance_kern
       }
 #pragma unroll
       for (int r = 0; r < kData; ++r) {
-        const double w = j + r < p.m ? weight[j + r] : 0.0, length = math::sqrt(acc[r]);
+        if (j + r >= p.m) {  // no datum: its distance may be infinite, and no product of it is 0
+          acc[r] = 0;
+          continue;
+        }
+        const double w = weight[j + r], length = math::sqrt(acc[r]);
         sum = math::fma(w, length, sum);
         acc[r] = length == 0 ? 0.0 : w / length;
       }

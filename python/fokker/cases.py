@@ -632,6 +632,7 @@ for _name, _metric, _diagonal in (
             truth=_gaussian_truth(_name, _diagonal),
             gentle=lambda g, make=_maker: make(4, torch.float64, g, 2, 3),
             gradients=(0, 1, 2, 3),
+            order=1 if _name == "responsibilities" else 2,
             elementwise=False,
             backends=("reference", "cpu", "cuda", "emu"),
             flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
