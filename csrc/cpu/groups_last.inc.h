@@ -314,7 +314,7 @@ void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64
       if (p.backward) forward_coefficients(p, b, by);
       for (std::int64_t k = 0; k < s.chunks; ++k) sum(b, k, by, partial.get());
       merge(b, by, partial.get());
-      for (std::int64_t k = 0; k < s.chunks; ++k) apply(b, k, by);
+      for (std::int64_t k = s.chunks; k-- > 0;) apply(b, k, by);  // the last ones are still in the second cache
     }
     return;
   }

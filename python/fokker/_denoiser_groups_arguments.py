@@ -6,6 +6,7 @@ import math
 import numbers
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._elementwise import FLOATS, check_dense
@@ -19,6 +20,11 @@ NCHW, NHWC = 1, 2
 
 def layouts(x: Tensor) -> int:
     """Which of the two layouts a tensor (B, C, ...) has, with any strides between rows; both, one, or 0: neither."""
+    if x.dim() > 2 and x.shape[1] > 1 and x.shape[-1] > 1:  # what is usual, at once
+        if x.is_contiguous():
+            return NCHW
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return NHWC
     position = None  # the stride of positions, where they have one
     expected = 0
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
@@ -44,7 +50,7 @@ def check_input(function: str, x: Any, groups: Any) -> int:
     check_dense(function, "x", x)
     if x.dim() < 2:
         raise ValueError(f"{function}: x must have shape (batch, channels, ...), got {tuple(x.shape)}")
-    if isinstance(groups, bool) or not isinstance(groups, numbers.Integral):
+    if type(groups) is not int and (isinstance(groups, bool) or not isinstance(groups, numbers.Integral)):
         raise TypeError(f"{function}: groups must be an int, got {type(groups).__name__}")
     if groups < 1 or x.shape[1] < 1 or x.shape[1] % groups:
         raise ValueError(f"{function}: groups must divide the {x.shape[1]} channels of x, got {groups}")
@@ -52,7 +58,7 @@ def check_input(function: str, x: Any, groups: Any) -> int:
 
 
 def check_eps(eps: Any) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+    if type(eps) is not float and (isinstance(eps, bool) or not isinstance(eps, numbers.Real)):
         raise TypeError(f"eps must be a number, got {type(eps).__name__}")
     if not 0 < eps < math.inf:
         raise ValueError(f"eps must be positive and finite, got {eps}")
@@ -84,14 +90,15 @@ def given(
     function: str, x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The parameters, checked."""
-    channels = ((x.shape[1],),)
-    film = ((x.shape[0], x.shape[1]),)
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None:
-            check_parameter(function, name, t, x, channels, "(channels,)")
-    for name, t in (("scale", scale), ("shift", shift)):
-        if t is not None:
-            check_parameter(function, name, t, x, film, "(batch, channels)")
+    channels, film = (x.shape[1],), tuple(x.shape[:2])
+    if weight is not None:
+        check_parameter(function, "weight", weight, x, (channels,), "(channels,)")
+    if bias is not None:
+        check_parameter(function, "bias", bias, x, (channels,), "(channels,)")
+    if scale is not None:
+        check_parameter(function, "scale", scale, x, (film,), "(batch, channels)")
+    if shift is not None:
+        check_parameter(function, "shift", shift, x, (film,), "(batch, channels)")
     return weight, bias, scale, shift
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _native
 from ._denoiser_groups_arguments import NCHW, NHWC, layouts
 from ._op import Kernel, Op, native_kernels
 from .reference import denoiser_groups as reference
@@ -44,8 +45,10 @@ def _target(y: Tensor, layout: int, like: Tensor) -> Tensor:
 
 
 def _work(module: Any, x: Tensor, groups: int, layout: int, backward: bool) -> Tensor | None:
+    if layout != NHWC or module is _native.cpu:
+        return None
     batch, channels, *rest = x.shape
-    count = module.group_work(batch, channels, groups, math.prod(rest), layout == NHWC, backward)
+    count = module.group_work(batch, channels, groups, math.prod(rest), True, backward)
     return torch.empty(count, dtype=torch.float64, device=x.device) if count else None
 
 

@@ -79,10 +79,9 @@ def benches() -> Iterator[Bench]:
                 "torch.compile": functools.partial(compiled, *args),
                 "torch": functools.partial(_eager, *args),
             },
-            asked,
             elements=numbers,
             bytes=8 * numbers,
-            note="each allocates its result",
+            note="each allocates its result: pages that the system must clear",
         )
         yield Bench(
             f"group norm, FiLM, SiLU of a residual sum {label}, {layout}",
