@@ -79,7 +79,8 @@ class Poisson:
     """y = gain k >= 0 with k ~ Poisson(x / gain) counts; forms as on the module's page.
 
     "midpoint" is right to third order, for scores that act elementwise (or one element a sample); "second_order", for
-    joint scores, reads the diagonal of l'' through autograd.
+    joint scores, reads the diagonal of l'' through autograd. That is so for the true score: a learned one, smooth over
+    counts where the law is not, can be wrong enough at y = 0 that "published", smaller there, has the smaller error.
     """
 
     gain: float = 1.0
