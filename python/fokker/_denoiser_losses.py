@@ -154,11 +154,11 @@ def denoising_score_matching(
             row.append(-c)
     table = torch.stack(torch.broadcast_tensors(*row), -1)[:, None]
     pad = [None] * (ops.VECTORS - len(vectors))
-    products, _ = ops.forms(*vectors, *pad, table, (1 << len(vectors)) - 1)
+    squares = ops.forms(*vectors, *pad, table, (1 << len(vectors)) - 1)[0]
     scale = per_sample(weight, "weight", x)
     if weighting is not None:
         scale = scale * _squared_change(kind, _SPACES[weighting], s, a, sigma_data)
-    return reduced(products[:, 0] * (scale / elements(x)), x, reduction, vectors)
+    return reduced(squares * (scale / elements(x)), x, reduction, vectors)
 
 
 def multiplicative_score_matching(
@@ -327,7 +327,7 @@ def score_difference(
     x = check_batch({"y": y, "teacher": teacher, "fake": fake})
     if not floor > 0:
         raise ValueError(f"floor must be positive, got {floor}")
-    h = per_sample(weight, "weight", x)
+    h = weight if type(weight) in (int, float) else per_sample(weight, "weight", x)
     rows: list[tuple[Any, ...]]
     if kind == "vsd":  # p = D_f - D_r, q = y
         teacher, fake = teacher.detach(), fake.detach()
@@ -340,7 +340,7 @@ def score_difference(
     if scale is None:
         rows, pattern = [*rows, (1.0, -1.0, 0.0)], pattern | 0b011 << 6
     n = elements(x)
-    products, absolute = ops.forms(y, teacher, fake, None, _rows(rows, x), pattern)
+    squares, product, absolute = ops.forms(y, teacher, fake, None, _rows(rows, x), pattern)
     if scale is None:
         w = (absolute.detach() / n).clamp(min=floor)
     else:
@@ -348,9 +348,9 @@ def score_difference(
     share = h / w
     if kind == "vsd":
         share = share.detach()
-        along = products[:, 1] * (share / n)
+        along = product * (share / n)
         # the value is that of half a square; its gradient goes through the inner product, which is linear in y
-        values = (0.5 / n) * share**2 * products[:, 0].detach() + (along - along.detach())
+        values = (0.5 / n) * share**2 * squares.detach() + (along - along.detach())
     else:
-        values = products[:, 1] * (share / n)
+        values = product * (share / n)
     return reduced(values, x, reduction, (y, teacher, fake))

@@ -22,43 +22,33 @@ def _per_sample(c: Tensor, like: Tensor) -> Tensor:
 
 
 # ---- linear forms ----------------------------------------------------------------------------------------------------
-def _forms_reference(*args: Any) -> tuple[Tensor, Tensor]:
+def _forms_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return reference.forms(given(args[:VECTORS]), args[VECTORS])
 
 
-def _forms_fake(*args: Any) -> tuple[Tensor, Tensor]:
+def _forms_fake(*args: Any) -> tuple[Tensor, ...]:
     x, rows = args[0], args[VECTORS].shape[1]
-    products = torch.empty((x.shape[0], min(rows, 2)), dtype=torch.float64, device=x.device)
-    return products, products.new_empty(x.shape[0] if rows > 2 else 0)
+    return tuple(torch.empty(x.shape[0] if r < rows else 0, dtype=torch.float64, device=x.device) for r in range(3))
 
 
 def _forms_kernel(module: Any) -> Kernel:
-    def run(*args: Any) -> tuple[Tensor, Tensor]:
+    def run(*args: Any) -> tuple[Tensor, ...]:
         vectors, coefficients = given(args[:VECTORS]), args[VECTORS].contiguous()
         x, rows = vectors[0], coefficients.shape[1]
         make = torch.empty if x.numel() else torch.zeros
         sums = make((x.shape[0], 1, rows), dtype=torch.float64, device=x.device)
         module.loss_forms(vectors, coefficients, sums, partial(module, x, rows))
-        if rows <= 2:
-            return sums[:, 0], sums.new_empty(0)
-        return sums[:, 0, :2].contiguous(), sums[:, 0, 2].contiguous()
+        found = [sums[:, 0, r].clone() for r in range(rows)]
+        return (*found, *(sums.new_empty(0) for _ in range(3 - rows)))
 
     return run
 
 
-def _combinations(vectors: list[Tensor], wanted: list[int], parts: list[dict[int, Tensor]]) -> list[Tensor]:
-    """For each of ``wanted`` the sum of coefficient times vector over its ``parts``, in the dtype of that vector."""
-    used = sorted({j for part in parts for j in part})
-    if not used:
-        return [torch.zeros_like(vectors[k]) for k in wanted]
-    # the widest first: its dtype is that of the arithmetic
-    used.sort(key=lambda j: -torch.finfo(vectors[j].dtype).bits)
+def _combinations(vectors: list[Tensor], wanted: list[int], used: list[int], table: Tensor) -> list[Tensor]:
+    """For each of ``wanted`` the sum over ``used`` of table (B, wanted, used) times vector, in that vector's dtype."""
     first = vectors[used[0]]
-    some = next(c for part in parts for c in part.values())
-    none = torch.zeros_like(some)
-    rows = [torch.stack([part.get(j, none) for j in used], -1) for part in parts]
     wide = arithmetic(first.dtype)
-    table = (rows[0] if len(rows) == 1 else torch.stack(rows, -2)).to(wide)
+    table = (table[:, 0] if len(wanted) == 1 else table).to(wide)
     out: Any = None
     if not torch.is_grad_enabled() and any(vectors[k].dtype is not first.dtype for k in wanted):
         out = [torch.empty_like(vectors[k]) for k in wanted]
@@ -68,59 +58,73 @@ def _combinations(vectors: list[Tensor], wanted: list[int], parts: list[dict[int
     return [g.to(vectors[k].dtype) for g, k in zip(made, wanted, strict=True)]
 
 
+def _picked(square: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """Rows and columns of (B, K, K), as views where they are neighbours."""
+    for dim, at in ((1, rows), (2, columns)):
+        if at == list(range(at[0], at[0] + len(at))):
+            square = square.narrow(dim, at[0], len(at))
+        else:
+            square = torch.stack([square.select(dim, i) for i in at], dim)
+    return square
+
+
 def _forms_backward(
-    needs: Any, saved: Any, extra: Any, to_products: Tensor | None, to_absolute: Tensor | None
+    needs: Any, saved: Any, extra: Any, to_square: Tensor | None, to_product: Tensor | None, to_absolute: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     vectors, coefficients, (pattern,) = given(saved[:VECTORS]), saved[VECTORS], extra
     count, rows = len(vectors), coefficients.shape[1]
     wanted = [k for k in range(count) if needs[k]]
     grads: list[Tensor | None] = [None] * (VECTORS + 1)
-
-    def there(r: int, k: int) -> bool:
-        return r < rows and bool(pattern >> (r * count + k) & 1)
-
-    if to_products is not None:
-        g = [2.0 * to_products[:, 0], *to_products[:, 1:].unbind(1)]
+    if rows < 2:
+        to_product = None
+    # the gradient in vector k is sum_j square_kj v_j: d<p, p> = 2 p dp, d<p, q> = p dq + q dp
+    square: Tensor | None = None
+    pairs: set[tuple[int, int]] = set()  # of (k, j) that may differ from zero
+    parts = ((to_square, 0), (to_product, 1))
+    for grad, row in parts:
+        if grad is None:
+            continue
+        outer = coefficients[:, 0, :, None] * coefficients[:, row, None, :]
+        term = grad.reshape(-1, 1, 1) * (outer + outer.mT)
+        square = term if square is None else square + term
+        in_p, in_q = ([k for k in range(count) if pattern >> (r * count + k) & 1] for r in (0, row))
+        pairs |= {pair for k in in_p for j in in_q for pair in ((k, j), (j, k))}
+    if square is not None:
         for at in range(0, len(wanted), RESULTS):
-            these, parts = wanted[at : at + RESULTS], []
-            for k in these:
-                part: dict[int, Tensor] = {}
-                # d<p, p> = 2 p dp, d<p, q> = p dq + q dp
-                for weight, r, s in ((0, 0, 0), (1, 0, 1), (1, 1, 0)):
-                    if weight >= len(g):
-                        continue
-                    for j in range(count):
-                        if there(r, k) and there(s, j):
-                            term = g[weight] * (coefficients[:, r, k] * coefficients[:, s, j])
-                            part[j] = part[j] + term if j in part else term
-                parts.append(part)
-            for k, found in zip(these, _combinations(vectors, these, parts), strict=True):
+            these = wanted[at : at + RESULTS]
+            used = sorted({j for k, j in pairs if k in these}, key=lambda j: (-torch.finfo(vectors[j].dtype).bits, j))
+            if not used:
+                made = [torch.zeros_like(vectors[k]) for k in these]
+            else:  # the widest first: its dtype is that of the arithmetic
+                made = _combinations(vectors, these, used, _picked(square, these, used))
+            for k, found in zip(these, made, strict=True):
                 grads[k] = found
     signs = None
-    if to_absolute is not None and to_absolute.numel():
-        wide = [v.double() for v in vectors]
-        form = sum(_per_sample(coefficients[:, 2, k], v) * v for k, v in enumerate(wide))
+    if to_absolute is not None and rows > 2:
+        form = sum(_per_sample(coefficients[:, 2, k], v) * v.double() for k, v in enumerate(vectors))
         signs = torch.sign(form) * _per_sample(to_absolute, form)
         for k in wanted:
-            found = (_per_sample(coefficients[:, 2, k], signs) * signs).to(vectors[k].dtype)
-            grads[k] = found if grads[k] is None else grads[k] + found
+            slope = (_per_sample(coefficients[:, 2, k], signs) * signs).to(vectors[k].dtype)
+            grads[k] = slope if grads[k] is None else grads[k] + slope
     if needs[VECTORS]:
-        grads[VECTORS] = _to_coefficients(vectors, coefficients, to_products, signs)
+        grads[VECTORS] = _to_coefficients(vectors, coefficients, to_square, to_product, signs)
     return tuple(grads)
 
 
 def _to_coefficients(
-    vectors: list[Tensor], coefficients: Tensor, to_products: Tensor | None, signs: Tensor | None
-) -> Tensor:
+    vectors: list[Tensor], coefficients: Tensor, to_square: Tensor | None, to_product: Tensor | None,
+    signs: Tensor | None
+) -> Tensor:  # fmt: skip
     """The gradient in the coefficients: inner products of the vectors with the forms."""
     batch, rows = vectors[0].shape[0], coefficients.shape[1]
     found = [coefficients.new_zeros(batch, len(vectors)) for _ in range(rows)]
-    if to_products is not None:
+    if to_square is not None or to_product is not None:
         with_forms = coefficients[:, :2] @ gram(vectors)  # <form r, vector k>
-        found[0] = 2.0 * to_products[:, :1] * with_forms[:, 0]
-        if rows > 1:
-            found[0] = found[0] + to_products[:, 1:] * with_forms[:, 1]
-            found[1] = to_products[:, 1:] * with_forms[:, 0]
+    if to_square is not None:
+        found[0] = 2.0 * to_square[:, None] * with_forms[:, 0]
+    if to_product is not None:
+        found[0] = found[0] + to_product[:, None] * with_forms[:, 1]
+        found[1] = to_product[:, None] * with_forms[:, 0]
     if signs is not None:
         found[2] = torch.stack([(signs * v.double()).reshape(batch, -1).sum(1) for v in vectors], 1)
     grad = torch.stack(found, 1)
@@ -129,7 +133,8 @@ def _to_coefficients(
 
 #: vectors, coefficients (B or 1, R, K) and which of them may differ from zero (bit r K + k) -> as `reference.forms`
 forms = Op(
-    "loss_forms(Tensor v0, Tensor? v1, Tensor? v2, Tensor? v3, Tensor coefficients, int pattern) -> (Tensor, Tensor)",
+    "loss_forms(Tensor v0, Tensor? v1, Tensor? v2, Tensor? v3, Tensor coefficients, int pattern) -> (Tensor, Tensor, "
+    "Tensor)",
     tensors=VECTORS + 1,
     reference=_forms_reference,
     fake=_forms_fake,

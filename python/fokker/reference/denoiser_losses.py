@@ -18,16 +18,17 @@ def _rows(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], math.prod(t.shape[1:])).double()
 
 
-def forms(vectors: Sequence[Tensor], coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def forms(vectors: Sequence[Tensor], coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of the linear forms p, q, d = sum_k c_rk v_k, rows r of coefficients (B or 1, R, K): R of them, at most 3.
 
-    Returns (B, min(R, 2)): <p, p> and <p, q>; and with three rows (B,): sum |d|, else an empty tensor. Float64.
+    Returns <p, p>, <p, q> and sum |d|, each (B,) in float64; empty where there is no q or no d.
     """
     v = torch.stack([_rows(t) for t in vectors], 1)
     u = coefficients @ v
-    products = (u[:, :1] * u[:, :2]).sum(-1)
-    absolute = u[:, 2].abs().sum(-1) if u.shape[1] > 2 else v.new_empty(0)
-    return products, absolute
+    none = v.new_empty(0)
+    product = (u[:, 0] * u[:, 1]).sum(-1) if u.shape[1] > 1 else none
+    absolute = u[:, 2].abs().sum(-1) if u.shape[1] > 2 else none.clone()
+    return u[:, 0].square().sum(-1), product, absolute
 
 
 def lognormal(s: Tensor, x: Tensor, data: Tensor, coefficients: Tensor, multiplied: bool) -> Tensor:
