@@ -25,13 +25,13 @@ _NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 PARTS: dict[str, Callable[[str], bool]] = {
     "matrix products": lambda n: n in ("aten::mm", "aten::addmm", "aten::bmm"),
     "attention": lambda n: "attention" in n,
-    "norms, modulation, gates, activations": lambda n: (
-        n in ("aten::mul", "aten::add", "aten::gelu", "aten::gelu_backward", "aten::silu", "aten::silu_backward")
+    "GELU": lambda n: n.startswith("aten::gelu"),
+    "norms, modulation, gated sums": lambda n: (
+        n in ("aten::mul", "aten::add", "aten::sum")
         or n.startswith("aten::native_layer_norm")
         or n.endswith("_autograd")  # ours, forward
         or n == "FunctionBackward"  # ours, backward
     ),
-    "sums of gradients": lambda n: n in ("aten::sum", "aten::add_"),
     "the rest": lambda n: True,
 }
 

@@ -11,7 +11,7 @@ from .demo_plots import _pyplot
 
 NAMES = {"plain": "without fokker", "fokker": "with fokker"}
 COLOURS = {"plain": "#d1793a", "fokker": "#2f6db5"}
-PARTS = ("#8a8a8a", "#b9b9b9", "#2f6db5", "#e0a04a", "#dedede")
+PARTS = ("#8a8a8a", "#b9b9b9", "#cfcfcf", "#2f6db5", "#e6e6e6")
 LEAST = 1e-17  #: where a difference of nothing is drawn
 
 
