@@ -6,10 +6,11 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._denoiser_embeddings import row
+from ._denoiser_embeddings import _plain, row
 from ._denoiser_heads import check_tensor
 from ._sde_step import affine_step
 from .reference.denoiser_heads import arithmetic
@@ -43,6 +44,9 @@ def _table(values: tuple[Any, ...], x: Tensor) -> Tensor:
     """Coefficients in what x is computed in, (columns,) or (batch, columns)."""
     if all(isinstance(v, float) for v in values):
         return row(values, x)
+    if any(isinstance(v, np.ndarray) for v in values):
+        columns = np.stack(np.broadcast_arrays(*values), -1)
+        return torch.from_numpy(columns.astype(np.float64 if x.dtype is torch.float64 else np.float32)).squeeze(0)
     like = next(v for v in values if isinstance(v, Tensor))
     columns = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in values]
     table = torch.stack(columns, -1).to(arithmetic(x.dtype))
@@ -146,11 +150,12 @@ def edm_precondition_out(
     if not x.dim():
         raise ValueError(f"{name}: x must have shape (batch, ...), got a 0-dimensional tensor")
     s = _level(name, sigma, x, sigma_data, form)
+    if isinstance(s, Tensor) and s.is_cpu and _plain(x, prediction, s):
+        s = s.numpy()  # which takes a fifth of torch's time for a few numbers
     if form == "edm":
         data = sigma_data**2
         total = s * s + data
-        root = total.sqrt() if isinstance(total, Tensor) else math.sqrt(total)
-        values = (data / total, s * sigma_data / root)
+        values = (data / total, s * sigma_data / total**0.5)
     else:
         values = (1.0, -s if form == "vp" else s)
     return affine_step(x, (prediction,), _table(values, x), out=out)
