@@ -75,6 +75,7 @@ def test_bad_arguments_are_named():
         ({"prediction": "noise"}, ValueError, "prediction must be one of"),
         ({"steps": None}, ValueError, "give steps or times"),
         ({"threshold": 2.0}, ValueError, "threshold must be in [0, 1]"),
+        ({"threshold": -0.1}, ValueError, "threshold must be in [0, 1]"),
         ({"resampling": "best"}, ValueError, "method must be one of systematic"),
         ({"seed": -1}, ValueError, "seed must be in"),
     ):
