@@ -126,7 +126,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
         "geglu_exact": (exact, _rows(74, (74,)), 50.0),
         "gelu_tanh": (gates.gelu_tanh, _rows(37, (37,)), 28.0),
         "silu_gate": (functools.partial(gates.silu_gate, dim=1), _images(6), 24.0),
-        "mp_silu": (gates.mp_silu, _rows(37), 24.0),
+        "mp_silu": (lambda x, *_: gates.mp_silu(x), _rows(37), 24.0),
     }
     for name, (call, make, flops) in activations.items():
         add(
@@ -134,7 +134,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 name=f"denoiser_{name}",
                 call=call,
                 make=make,
-                gentle=_gentle(make, 148),
+                gentle=_gentle(_images(4) if name == "silu_gate" else _rows(6, (6,)), 12),
                 gradients=(0, 1) if name != "mp_silu" else (0,),
                 flops=flops,
                 **common,
