@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import sde
 from ..systems import absorbing
-from .example_tools import fit, network
+from .systems_fit import fit, network
 
 
 def _text() -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import sde
 from ..systems import gbm_diffusion
-from .example_tools import digits, fit, network, pictures
+from .systems_data import digits, rows
+from .systems_fit import fit, network
 
 
 class _Network(torch.nn.Module):
@@ -36,19 +37,19 @@ class _Network(torch.nn.Module):
 
 def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
     """A network fitted by `gbm_diffusion.loss`; samples by DLS, on logarithms, by UMS, and by the exact h."""
-    data = 1 + digits()
+    data = 1 + (digits(seed)[0] + 1) / 2
     process, generator = sde.GeometricBrownian(t_min=2e-3), torch.Generator().manual_seed(seed)
     net = network(seed, lambda: _Network(process))
 
     def loss(k: int) -> Tensor:
-        rows = data[torch.randint(len(data), (256,), generator=generator)]
+        batch = data[torch.randint(len(data), (256,), generator=generator)]
         times = process.t_min + (1 - process.t_min) * torch.rand(256, generator=generator).square()
         # weighed by 1 / (k sigma^2), or little is learned where k is small
-        return (gbm_diffusion.loss(net, rows, process, times=times, seed=seed, step=k) / times).mean()
+        return (gbm_diffusion.loss(net, batch, process, times=times, seed=seed, step=k) / times).mean()
 
     fit(net, loss, steps, 1e-3, "digits")
     between = float(torch.cdist(data, data).fill_diagonal_(math.inf).amin(1).median())
-    rows = {"data": data[:16]}
+    lines = {"data": data}
     options: dict[str, Any] = {"moments": gbm_diffusion.log_moments(data), "seed": seed}
     options["times"] = torch.linspace(1, process.t_min**0.5, 201).square()
     for method in gbm_diffusion.METHODS:
@@ -57,9 +58,9 @@ def example(out: Path, seed: int = 0, steps: int = 1500) -> dict[str, Any]:
         print(
             f"{method}: in [{float(x.min()):.2f}, {float(x.max()):.2f}], median distance to the nearest digit {gap:.2f}"
         )
-        rows[f"{method}, network"] = x[:16]
+        lines[f"{method}, network"] = x
     x = gbm_diffusion.sample(gbm_diffusion.empirical(data, process, bandwidth=0.03), process, (64, 64), **options)
-    rows["dls, the exact h of the digits smoothed"] = x[:16]
+    lines["dls, exact h"] = x
     print(f"median distance of a digit to the next one: {between:.2f}")
-    images = {title: x.reshape(-1, 8, 8) for title, x in rows.items()}
-    return {"pictures": [pictures(out / "gbm_diffusion.png", images, vmin=0.9, vmax=2.1)]}
+    images = [(name, 2 * x - 3) for name, x in lines.items()]
+    return {"pictures": [rows(out / "gbm_diffusion.png", images, "digits in [1, 2] from log-normal noise")]}

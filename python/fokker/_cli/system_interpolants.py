@@ -11,7 +11,8 @@ from torch import Tensor
 from ..pairwise import energy_distance
 from ..systems import interpolants
 from .demo_data import photographs
-from .example_tools import fit, network, pictures
+from .demo_plots import _pyplot as pyplot
+from .systems_fit import fit, network
 
 
 class _Network(torch.nn.Module):
@@ -46,13 +47,14 @@ def example(out: Path, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
     print(f"energy distance of the photographs' colours: {energy_distance(x0, x1):.4f}; of two draws of one: "
           f"{energy_distance(x1, draw(second, 2000)):.4f}")  # fmt: skip
     small = images[0][::3, ::3]
-    rows: dict[str, list[Any]] = {"the two photographs": [p[::3, ::3] for p in images]}
-    pixels, carried = 2 * small.reshape(-1, 3) - 1, []
+    pixels, strip = 2 * small.reshape(-1, 3) - 1, [p[::3, ::3] for p in images]
     for epsilon in (0.0, 0.5, 2.0):
         there = interpolants.sample(net, law, x0, 40, seed, epsilon=epsilon)
         back = interpolants.sample(net, law, x1, 40, seed, epsilon=epsilon, backward=True)
         print(f"epsilon = {epsilon}: there {energy_distance(there, x1):.4f}, back {energy_distance(back, x0):.4f}")
         moved = interpolants.sample(net, law, pixels, 40, seed, epsilon=epsilon)
-        carried.append(((moved + 1) / 2).clamp(0, 1).reshape(small.shape))
-    rows["the first in the second's colours: epsilon = 0, 0.5, 2"] = carried
-    return {"pictures": [pictures(out / "interpolants.png", rows, 3.0)]}
+        strip.append(((moved + 1) / 2).clamp(0, 1).reshape(small.shape))
+    path = out / "interpolants.png"
+    pyplot().imsave(path, torch.cat(strip, 1).numpy())
+    print("drawn: both photographs, and the first in the second's colours at each epsilon")
+    return {"pictures": [path]}

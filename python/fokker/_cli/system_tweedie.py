@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..systems import tweedie
-from .example_tools import digits, fit, network, pictures
+from .systems_data import digits, rows
+from .systems_fit import fit, network
 
 
 def _make() -> torch.nn.Module:
@@ -24,13 +25,13 @@ def _decibel(x: Tensor, clean: Tensor) -> float:
 
 def example(out: Path, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
     """Gaussian and Poisson noise: the score by `tweedie.ar_dae_loss`, then Tweedie's formula in its forms."""
-    clean, generator = digits(), torch.Generator().manual_seed(seed)
+    clean, generator = (digits(seed)[0] + 1) / 2, torch.Generator().manual_seed(seed)
     sigma, gain = 0.25, 0.1
     noisy = {
         "Gaussian": clean + sigma * torch.randn(clean.shape, generator=generator),
         "Poisson": gain * torch.poisson(clean / gain, generator=generator),
     }
-    rows = {"clean": clean}
+    lines = {"clean": clean}
     for name, y in noisy.items():
         net = network(seed, _make)
 
@@ -47,9 +48,11 @@ def example(out: Path, seed: int = 0, steps: int = 1000) -> dict[str, Any]:
                 f"Poisson, {form}": tweedie.Poisson(gain, form).denoise(y, net)
                 for form in ("published", "second_order")
             }
-        rows[f"{name} noise"] = y
+        lines[f"{name} noise"] = y
         for label, x in found.items():
             print(f"{label}: {_decibel(y, clean):.2f} dB noisy, {_decibel(x.detach(), clean):.2f} dB denoised")
-            rows[f"{label}, denoised"] = x.detach()
-    images = {title: x[:12].reshape(-1, 8, 8) for title, x in rows.items()}
-    return {"pictures": [pictures(out / "tweedie.png", images, vmin=0, vmax=1)]}
+            lines[f"{label}, denoised"] = x.detach()
+    images = [(name, 2 * x - 1) for name, x in lines.items()]
+    return {
+        "pictures": [rows(out / "tweedie.png", images, "digits denoised by a network that saw the noisy ones alone")]
+    }
