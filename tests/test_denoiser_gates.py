@@ -180,6 +180,15 @@ def test_magnitudes_are_kept():
     assert abs(float(denoiser.mp_silu(b).square().mean()) - 1) < 0.03
 
 
+def test_coefficients_kept_from_inference_serve_training():
+    a = torch.ones(2, 3)
+    with torch.inference_mode():
+        denoiser.mp_sum(a, a, 0.271)
+    leaf = a.clone().requires_grad_()
+    denoiser.mp_sum(leaf, a, 0.271).sum().backward()
+    assert leaf.grad is not None
+
+
 X = torch.ones(2, 6)
 
 

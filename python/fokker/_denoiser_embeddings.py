@@ -127,7 +127,8 @@ def mp_fourier(t: Tensor, frequencies: Tensor, phases: Tensor, *, dtype: torch.d
 
 @functools.lru_cache(maxsize=256)
 def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is made there could not be saved for a backward later
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _plain(*tensors: Tensor) -> bool:
