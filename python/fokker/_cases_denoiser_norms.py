@@ -56,13 +56,14 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
     }
     for name, (call, kinds, flops) in rows.items():
         make = _arguments(*kinds)
+        # results of order one to ten; with tables the terms reach thirty and cancel. A half is the rounded float32 result
+        single = 3e-6 if name.endswith("table") else 1e-6
         add(
             case(
                 name=name,
                 call=call,
                 make=make,
-                # results of order one to ten; a half is the rounded float32 result
-                tolerance={torch.float64: 2e-15, torch.float32: 1e-6, **half},
+                tolerance={torch.float64: 4e-15, torch.float32: single, **half},
                 gentle=make.gentle,  # type: ignore[attr-defined]
                 gradients=tuple(range(1 + len(kinds))),
                 elementwise=False,
