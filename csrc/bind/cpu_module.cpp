@@ -96,7 +96,7 @@ struct Cpu {
   static void gates(const fokker::GatePlan& p, Guard&) { cpu::gates(p); }
   static void resample(const fokker::ResamplePlan& p, Guard&) { cpu::resample(p); }
   static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }
-  static constexpr bool norm_workspace = false;
+  static constexpr int norm_token_block = 0;
   static void norm_run(const fokker::NormPlan& p, Guard&) { cpu::norm_run(p); }
   static std::int64_t group_work(const fokker::GroupPlan&) { return 0; }
   static void group_run(const fokker::GroupPlan& p, Guard&) { cpu::group_run(p); }

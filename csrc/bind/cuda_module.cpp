@@ -5,6 +5,7 @@
 #include "bind/heads_ops.h"
 #include "bind/kde_ops.h"
 #include "bind/loss_ops.h"
+#include "bind/norm_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
 #include "bind/sde_ops.h"
@@ -13,6 +14,7 @@
 #include "cuda/groups.h"
 #include "cuda/heads_launch.h"
 #include "cuda/kernels.h"
+#include "cuda/norms.h"
 #include "cuda/particles.h"
 #include "cuda/sde_launch.h"
 
@@ -110,6 +112,11 @@ struct Cuda {
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
   static std::int64_t group_work(const fokker::GroupPlan& p) { return cuda::group_work(p); }
   static void group_run(const fokker::GroupPlan& p, Guard& g) { cuda::group_run(p, g.stream); }
+  static constexpr int norm_token_block = 16;
+  static void norm_run(const fokker::NormPlan& p, Guard& g) {
+    if (p.backward) cuda::norm_backward(p, g.stream);
+    else cuda::norm_forward(p, g.stream);
+  }
 };
 
 }  // namespace
@@ -124,6 +131,7 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_loss_ops<Cuda>(m);
   fokker::bind::bind_particle_ops<Cuda>(m);
   fokker::bind::bind_group_ops<Cuda>(m);
+  fokker::bind::bind_norm_ops<Cuda>(m);
   m.def("device_count", [] {
     int n = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;

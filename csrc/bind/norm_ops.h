@@ -129,7 +129,8 @@ void norm_modulate_vjp(const TensorView& x, const Slot& branch, const Slot& gate
   p.sum_p = place.sums(sum_p, "sum_p", p.wide);
   p.sum_pn = place.sums(sum_pn, "sum_pn", p.wide);
   p.sum_gate = place.sums(sum_gate, "sum_gate", p.wide);
-  if (Backend::norm_workspace && p.sum_count() && x.numel()) {
+  if (Backend::norm_token_block) p.token_block = Backend::norm_token_block;
+  if (Backend::norm_token_block && p.sum_count() && x.numel()) {
     const std::int64_t needed = p.batch * token_blocks(p) * p.sum_count() * p.columns;
     if (!partial) raise<ValueError>("partial must hold ", needed, " numbers");
     place.check(*partial, "partial");
@@ -151,7 +152,7 @@ template <typename Backend> void bind_norm_ops(py::module_& m) {
         arg("norm"), arg("weighted"), arg("to_x"), arg("to_branch"), arg("to_gate"), arg("to_scale"), arg("sum_p"),
         arg("sum_pn"), arg("sum_gate"), arg("partial"));
   // tokens whose sums take a row of `partial`; 0: it needs none
-  m.attr("norm_token_block") = Backend::norm_workspace ? kTokenBlock : 0;
+  m.attr("norm_token_block") = Backend::norm_token_block;
 }
 
 }  // namespace fokker::bind

@@ -35,6 +35,7 @@ struct NormPlan {
   bool wide = false;  // computed in double
   bool backward = false, weighted = false;
   double eps = 0;
+  int token_block = 32;  // tokens whose column sums are added up one after the other, before those of blocks in double
   std::int64_t batch = 0, tokens = 0, columns = 0;
   RowOperand x, branch, weight, bias;
   Modulation gate, shift, scale;
@@ -46,9 +47,6 @@ struct NormPlan {
   FK_HD FK_INLINE int sum_count() const { return (sum_p ? 2 : 0) + (sum_gate ? 1 : 0); }
 };
 
-// Tokens whose column sums are added up one after the other, before those of the blocks are added in double.
-constexpr int kTokenBlock = 32;
-
-inline std::int64_t token_blocks(const NormPlan& p) { return (p.tokens + kTokenBlock - 1) / kTokenBlock; }
+FK_HD FK_INLINE std::int64_t token_blocks(const NormPlan& p) { return (p.tokens + p.token_block - 1) / p.token_block; }
 
 }  // namespace fokker

@@ -42,7 +42,7 @@ template <typename T> void run_vjp(const NormPlan& p) {
   const std::int64_t items = p.batch * token_blocks(p);
   std::unique_ptr<T[]> partial;
   if (p.sum_count()) partial.reset(new T[static_cast<std::size_t>(items * p.sum_count() * p.columns)]);
-  const std::int64_t elements = std::min<std::int64_t>(p.tokens, kTokenBlock) * p.columns;
+  const std::int64_t elements = std::min<std::int64_t>(p.tokens, p.token_block) * p.columns;
   parallel_for(items, 1 + kGrain / elements,
                [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end, partial.get()); });
   if (partial) add_blocks<T>(p, partial.get());

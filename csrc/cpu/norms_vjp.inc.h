@@ -181,8 +181,8 @@ void gradients(const NormPlan& p, std::int64_t begin, std::int64_t end, T* parti
   const std::int64_t blocks = token_blocks(p), size = p.sum_count() * p.columns;
   const bool alone = p.gate.per_token() || p.scale.per_token();
   for (std::int64_t item = begin; item < end; ++item) {
-    const std::int64_t b = item / blocks, from = item % blocks * kTokenBlock;
-    const std::int64_t to = std::min(p.tokens, from + kTokenBlock);
+    const std::int64_t b = item / blocks, from = item % blocks * p.token_block;
+    const std::int64_t to = std::min(p.tokens, from + p.token_block);
     T* const sums = partial + item * size;
     if (size) std::fill(sums, sums + size, T(0));
     std::int64_t t = from;

@@ -56,7 +56,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
     }
     for name, (call, kinds, flops) in rows.items():
         make = _arguments(*kinds)
-        # results of order one to ten; with tables the terms reach thirty and cancel. A half is the rounded float32 result
+        # results of order one to ten; with tables the terms reach thirty and cancel. A half is rounded once
         single = 3e-6 if name.endswith("table") else 1e-6
         add(
             case(
@@ -67,7 +67,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 gentle=make.gentle,  # type: ignore[attr-defined]
                 gradients=tuple(range(1 + len(kinds))),
                 elementwise=False,
-                backends=("reference", "cpu"),
+                backends=("reference", "cpu", "cuda", "emu"),
                 flops=flops,
             )
         )

@@ -6,7 +6,7 @@ table (C,) that is added inside; weight and bias (C,).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,6 @@ _COUNT = len(SLOTS)
 
 def _pair(main: Tensor | None, table: Tensor | None) -> reference.Modulation:
     return main if table is None else (table, main)
-
-
-def _made(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
-    return {"cpu": native_kernels(make)["cpu"]}
 
 
 def _contiguous(t: Tensor) -> Tensor:
@@ -62,7 +58,7 @@ class Forward:
             tensors=_COUNT,
             reference=_reference,
             fake=self._fake,
-            kernels=_made(self._kernel),
+            kernels=native_kernels(self._kernel),
             backward=self._backward,
             partial_grads=True,
         )
@@ -228,7 +224,7 @@ norm_vjp = Op(
     tensors=_COUNT + 2,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels=_made(_vjp_kernel),
+    kernels=native_kernels(_vjp_kernel),
 )
 
 norm_modulate = Forward("denoiser_norm", gated=False, normed=True).op
