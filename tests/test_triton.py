@@ -17,6 +17,7 @@ import fokker
 from fokker import _vmf_ops, bessel, vmf
 from fokker.bessel import FUNCTIONS
 from fokker.cases import CASES, table
+from fokker.triton_kernels import configurations
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,6 +26,7 @@ RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a G
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 DTYPES = (torch.float64, torch.float32)
 F64 = torch.float64
+NORMS = ("denoiser_layer_", "denoiser_rms_", "denoiser_gate")
 INF, NAN = math.inf, math.nan
 
 
@@ -333,3 +335,20 @@ def test_every_kernel_compiles_for_sm_90_without_spills():
     tool = Path(__file__).parents[1] / "tools" / "triton_aot.py"
     run = subprocess.run([sys.executable, str(tool)], env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+# ---- modulated norms -------------------------------------------------------------------------------------------------
+@RUNS
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(NORMS)])
+def test_quick_norms(name):
+    """Rows of one block and of several, float32."""
+    case = CASES[name]
+    args = case.make(200, torch.float32, torch.Generator().manual_seed(3))
+    want = case.call(*(a.double() for a in args))
+    for block in (None, 16):
+        table = configurations.CONFIGURATIONS["norms"]
+        with pytest.MonkeyPatch.context() as patch:
+            if block is not None:
+                patch.setitem(table, torch.float32, configurations.Configuration(block, 4))
+            got = with_triton(case.call, *args)
+        assert bool((case.error(got, want) <= case.bound(torch.float32, args)).all()), block

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, groups, heads, kde, kde_pairs, particles, random, sde, sde_vjp, vmf
+from fokker.triton_kernels import bessel, groups, heads, kde, kde_pairs, norms, particles, random, sde, sde_vjp, vmf
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -120,6 +120,7 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         yield from random_variants(dtype)
         yield from step_variants(dtype)
         yield from group_variants(dtype)
+        yield from norm_variants(dtype)
         yield from particle_variants(dtype)
         yield from head_variants(dtype)
     yield from density_sums()
@@ -200,6 +201,22 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
     for kind, name in enumerate(("silu", "gelu tanh", "gelu", "mp silu")):
         constants = {"DIMS": 2, "KIND": kind, "GATED": True, "BIAS": kind < 2}
         yield Variant(f"gates {name}", "gates", heads.activation_kernel, dtype, operands, constants)
+
+
+def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """A modulated layer norm, the whole seam, one with all tables by RMS in two chunks, and a gated residual alone."""
+    names = ("GATED", "GATE", "GATE_TABLE", "SHIFT", "SHIFT_TABLE", "SCALE", "SCALE_TABLE", "WEIGHT", "BIAS")
+    plain = {"NORM": 1, "CHUNKS": 1, "WIDE": dtype is torch.float64, **dict.fromkeys(names, False)}
+    seam = {**plain, **dict.fromkeys(("GATED", "GATE", "SHIFT", "SCALE"), True)}
+    forms = {
+        "layer": {**plain, "SHIFT": True, "SCALE": True},
+        "seam": seam,
+        "rms, tables": {**seam, **dict.fromkeys(names, True), "NORM": 2, "CHUNKS": 2},
+        "gate": {**plain, "NORM": 0, "GATED": True, "GATE": True},
+    }
+    for name, constants in forms.items():
+        kinds = {"eps": "fp32"}
+        yield Variant(f"norms {name}", "norms", norms.norm_kernel, dtype, norms.POINTERS, constants, kinds)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

@@ -58,7 +58,7 @@ class Forward:
             tensors=_COUNT,
             reference=_reference,
             fake=self._fake,
-            kernels=native_kernels(self._kernel),
+            kernels={**native_kernels(self._kernel), "triton": self._triton()},
             backward=self._backward,
             partial_grads=True,
         )
@@ -75,6 +75,20 @@ class Forward:
             x = args[0]
             found = [x.new_empty(x.shape) for _ in range(gated + normed)] if out is None else out
             module.norm_modulate(*args, found[0] if gated else None, found[-1] if normed else None)
+            return found[0] if len(found) == 1 else tuple(found)
+
+        run.writes_out = True  # type: ignore[attr-defined]
+        return run
+
+    def _triton(self) -> Kernel:
+        gated, normed = self.gated, self.normed
+
+        def run(*args: Any, out: Sequence[Tensor] | None = None) -> Any:
+            from .triton_kernels import norms
+
+            x = args[0]
+            found = [x.new_empty(x.shape) for _ in range(gated + normed)] if out is None else list(out)
+            norms.norm_modulate(found, *args)
             return found[0] if len(found) == 1 else tuple(found)
 
         run.writes_out = True  # type: ignore[attr-defined]
