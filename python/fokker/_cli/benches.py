@@ -340,6 +340,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
         benches_denoiser_groups,
         benches_denoiser_heads,
         benches_denoiser_losses,
+        benches_denoiser_norms,
         benches_density,
         benches_kde,
         benches_schedulers,
@@ -361,6 +362,7 @@ def families(points: int = 8192) -> dict[str, tuple[Callable[[], Iterator[Bench]
             benches_denoiser_groups.benches,
             benches_denoiser_heads.benches,
             benches_denoiser_losses.benches,
+            benches_denoiser_norms.benches,
         ),
         "Systems": (benches_systems.benches,),
     }
