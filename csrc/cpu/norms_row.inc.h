@@ -46,16 +46,16 @@ template <typename T> struct Ahead {
 
 // Sums of d and d^2, d = x - shift, in lanes that a row's length alone decides; x(i) gives a vector from element i on,
 // one(i) a single element.
-template <typename T, typename Load, typename One>
-inline std::pair<double, double> moments(Load&& x, One&& one, T shift, std::int64_t n, Ahead<T> ahead) {
+template <bool kFirst, bool kSecond, typename T, typename Load, typename One>
+inline std::pair<double, double> moments_of(Load&& x, One&& one, T shift, std::int64_t n, Ahead<T> ahead) {
   constexpr int lanes = kLanesOf<T>, ways = 4;
   const Vec<T> by = all(shift);
   Vec<T> first[ways] = {}, second[ways] = {};
   const auto at = [&](std::int64_t i, int k) __attribute__((always_inline)) {
     ahead.fetch(i);
     const Vec<T> d = x(i) - by;
-    first[k] += d;
-    second[k] = fma(d, d, second[k]);
+    if constexpr (kFirst) first[k] += d;
+    if constexpr (kSecond) second[k] = fma(d, d, second[k]);
   };
   std::int64_t i = 0;
   for (; i + ways * lanes <= n; i += ways * lanes)
@@ -67,9 +67,14 @@ inline std::pair<double, double> moments(Load&& x, One&& one, T shift, std::int6
     const double d = static_cast<double>(one(i) - shift);
     a += d, b += d * d;
   }
-  a += add_lanes(Vec<T>((first[0] + first[1]) + (first[2] + first[3])));
-  b += add_lanes(Vec<T>((second[0] + second[1]) + (second[2] + second[3])));
+  if constexpr (kFirst) a += add_lanes(Vec<T>((first[0] + first[1]) + (first[2] + first[3])));
+  if constexpr (kSecond) b += add_lanes(Vec<T>((second[0] + second[1]) + (second[2] + second[3])));
   return {a, b};
+}
+template <bool kFirst, bool kSecond, typename T>
+inline std::pair<double, double> moments(const T* x, T shift, std::int64_t n) {
+  return moments_of<kFirst, kSecond>([x](std::int64_t i) { return load(x + i); }, [x](std::int64_t i) { return x[i]; },
+                                     shift, n, Ahead<T>{});
 }
 
 // The statistics of a row that x and one make and leave at `row`. The variance is taken about a guess of the mean, in the
@@ -79,16 +84,14 @@ inline Statistics<T> statistics(Norm norm, Load&& x, One&& one, T shift, const T
                                 Ahead<T> ahead) {
   const double count = static_cast<double>(n);
   if (norm == Norm::rms) {
-    const double square = moments(x, one, T(0), n, ahead).second / count;
+    const double square = moments_of<false, true>(x, one, T(0), n, ahead).second / count;
     return {T(0), static_cast<T>(1 / std::sqrt(square + eps)), T(0)};
   }
-  auto [first, second] = moments(x, one, shift, n, ahead);
+  auto [first, second] = moments_of<true, true>(x, one, shift, n, ahead);
   double rest = first / count, variance = second / count - rest * rest;
   if (!(rest * rest <= 4 * variance)) {  // also where something is not finite
     shift = static_cast<T>(static_cast<double>(shift) + rest);
-    const auto plain = [row](std::int64_t i) { return load(row + i); };
-    const auto plain_one = [row](std::int64_t i) { return row[i]; };
-    std::tie(first, second) = moments(plain, plain_one, shift, n, Ahead<T>{});
+    std::tie(first, second) = moments<true, true>(row, shift, n);
     rest = first / count, variance = second / count - rest * rest;
   }
   const double rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
