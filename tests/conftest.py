@@ -1,11 +1,17 @@
 """Shared by all tests: what runs here is said in pytest's header, and every test starts from the same seed."""
 
+import os
+
 import pytest
 import torch
 
 import fokker
 from fokker import _native
 from fokker.cases import CASES
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a worker a core; tests of threads ask for theirs
 
 
 def pytest_report_header(config):
