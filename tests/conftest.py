@@ -9,7 +9,6 @@ import fokker
 from fokker import _native
 from fokker.cases import CASES
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # a worker a core; tests of threads ask for theirs
 
