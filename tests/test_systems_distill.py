@@ -193,6 +193,16 @@ def test_every_method_takes_steps(name, one_thread):
     assert sample(5).shape == (5, 2) and sample(5).isfinite().all()
 
 
+@pytest.mark.slow
+def test_digits_by_one_call(tmp_path, one_thread):
+    """Half the example's steps: nearer to held-out digits than a normal law with the digits' moments."""
+    from fokker._cli.system_distill import example
+
+    found = example(tmp_path, steps=500)
+    assert max(found["DMD2"], found["f-distill, Jensen-Shannon"]) < 0.9 * found["normal"], found
+    assert found["pictures"][0].exists()
+
+
 def test_the_discriminator_learns_the_log_ratio():
     """Of N(0.5, 1) and N(0, 1) at noise sigma: r = exp((0.5 x - 0.125) / (1 + sigma^2))."""
 
