@@ -105,9 +105,8 @@ def long_step(x: Tensor, terms: Sequence[Tensor], weights: Tensor, place: dict[s
     gram = torch.empty(x.shape[0], len(vectors), len(vectors), dtype=torch.float64, device=x.device)
     for a in blocks:
         for b in blocks:
-            left = vectors[a]
-            n = len(left)
-            gram[:, a, b] = sde.gram([*left, *vectors[b]])[:, :n, n:]
+            n = len(vectors[a])
+            gram[:, a, b] = sde.gram([*vectors[a], *vectors[b]])[:, :n, n:]
     return y, gram
 
 
