@@ -7,34 +7,8 @@ from torch import Tensor
 
 from .configurations import configuration
 from .elementary import const, exp
-from .random import GUMBEL, UNIFORM, numbers_of
+from .random import GUMBEL, UNIFORM, counters_of, numbers_at, rows_at
 from .strided import launching, load, store
-
-
-@triton.jit
-def counters_of(
-    seed_at, step_at, ids, g, seed, step, first_id, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr
-):  # fmt: skip
-    """The seed, the step and the id of row g."""
-    if SEED:
-        seed = tl.load(seed_at)
-    if STEP:
-        step = tl.load(step_at) & 0xFFFFFF
-    if IDS:
-        return seed, step, tl.load(ids + g)
-    else:
-        return seed, step, first_id + g
-
-
-@triton.jit
-def numbers_at(seed, block, counter1, sample, KIND: tl.constexpr, WIDE: tl.constexpr):
-    """The numbers of a block a lane."""
-    one = block * 0
-    c1, low, high = one + counter1, one + (sample & 0xFFFFFFFF), one + ((sample >> 32) & 0xFFFFFFFF)
-    return numbers_of(
-        seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32), low.to(tl.uint32),
-        high.to(tl.uint32), KIND, WIDE,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -48,7 +22,7 @@ def absorb_kernel(
     b = position // length
     l = position % length
     token = tl.load(tokens + b * token_batch + l * token_stride)
-    seed, step, sample = counters_of(seed_at, step_at, ids, b, seed, step, first_id, SEED, STEP, IDS)
+    seed, step, sample = counters_of(seed_at, step_at, ids, b, seed, step, first_id, True, SEED, STEP, IDS)
     lane = tl.arange(0, 4).to(tl.int64)
     u0, u1, u2, u3 = numbers_at(seed, lane * 0 + l // 4, step | 5 << 24, sample, UNIFORM, False)
     u = tl.where(lane == 0, u0, tl.where(lane == 1, u1, tl.where(lane == 2, u2, u3)))
@@ -67,11 +41,7 @@ def absorb_kernel(
             score = load(at, v, inside, 0.0)
             score = score * const(score, SCALE)
             if not GREEDY:
-                z0, z1, z2, z3 = numbers_at(seed, block, step | 6 << 24, sample, GUMBEL, WIDE)
-                if WIDE:
-                    score += tl.join(z0, z1)
-                else:
-                    score += tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), [BLOCK, 4])
+                score += rows_at(seed, block, step | 6 << 24, sample, GUMBEL, WIDE)
             better = inside & (score > best)  # never with a nan
             best = tl.where(better, score, best)
             chosen = tl.where(better, v, chosen)
@@ -171,7 +141,7 @@ def resample_kernel(
     if THRESHOLD is not None:
         wanted = fine & (effective < const(effective, THRESHOLD) * n.to(tl.float64))
     if wanted:
-        seed, step, sample = counters_of(seed_at, step_at, ids, g, seed, step, first_id, SEED, STEP, IDS)
+        seed, step, sample = counters_of(seed_at, step_at, ids, g, seed, step, first_id, True, SEED, STEP, IDS)
         cumulative = work + g * 2 * n
         rest = cumulative + n
         carry = total * 0.0

@@ -173,6 +173,44 @@ def numbers_of(seed, block, counter1, low, high, KIND: tl.constexpr, WIDE: tl.co
 
 
 @triton.jit
+def counters_of(
+    seed_at, step_at, ids, row, seed, counter1, first_id, mask, SEED: tl.constexpr, STEP: tl.constexpr,
+    IDS: tl.constexpr
+):  # fmt: skip
+    """The seed, the counter of step and stream, and the sample ids of rows; SEED, STEP, IDS: read from memory."""
+    if SEED:
+        seed = tl.load(seed_at)
+    if STEP:
+        counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
+    if IDS:
+        return seed, counter1, tl.load(ids + row, mask=mask, other=0)
+    else:
+        return seed, counter1, first_id + row
+
+
+@triton.jit
+def numbers_at(seed, block, counter1, sample, KIND: tl.constexpr, WIDE: tl.constexpr):
+    """The numbers of a block a lane."""
+    one = block * 0
+    c1, low, high = one + counter1, one + (sample & 0xFFFFFFFF), one + ((sample >> 32) & 0xFFFFFFFF)
+    return numbers_of(
+        seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32), low.to(tl.uint32),
+        high.to(tl.uint32), KIND, WIDE,
+    )  # fmt: skip
+
+
+@triton.jit
+def rows_at(seed, block, counter1, sample, KIND: tl.constexpr, WIDE: tl.constexpr):
+    """The same side by side: (lanes, 4) or, in float64, (lanes, 2)."""
+    z0, z1, z2, z3 = numbers_at(seed, block, counter1, sample, KIND, WIDE)
+    if WIDE:
+        return tl.join(z0, z1)
+    else:
+        z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
+        return tl.reshape(z, [z.shape[0], 4])
+
+
+@triton.jit
 def put(out, base, i, n, n1, n2, n3, s0, s1, s2, s3, x, mask, KIND: tl.constexpr, DIMS: tl.constexpr):
     """x as element i of its sample, if it has one."""
     at = base + offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS)
@@ -198,15 +236,9 @@ def random_kernel(
     mask = t < batch * blocks
     b = t // blocks
     block = first_block + t % blocks
-    if SEED:
-        seed = tl.load(seed_at)
-    if IDS:
-        sample = tl.load(ids + b, mask=mask, other=0)
-    else:
-        sample = first_id + b
-    low = (sample & 0xFFFFFFFF).to(tl.uint32)
-    high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    c0 = (block & 0xFFFFFFFF).to(tl.uint32)
+    seed, counter1, sample = counters_of(
+        seed_at, step_at, ids, b, seed, counter1, first_id, mask, SEED, STEP, IDS
+    )  # fmt: skip
     if SUM:
         x0 = tl.zeros([BLOCK], tl.float64 if WIDE else tl.float32)
         x1 = x0
@@ -215,17 +247,14 @@ def random_kernel(
         for j in range(0, terms):
             c = tl.load(coefficients + b * coefficient_stride + j, mask=mask, other=0.0)
             node = tl.load(nodes + b * node_stride + j, mask=mask, other=0)
-            z0, z1, z2, z3 = numbers_of(seed, c0, (node & 0xFFFFFFFF).to(tl.uint32), low, high, KIND, WIDE)
+            z0, z1, z2, z3 = numbers_at(seed, block, node, sample, KIND, WIDE)
             used = c != 0.0
             x0 = tl.where(used, mad(c, z0, x0), x0)
             x1 = tl.where(used, mad(c, z1, x1), x1)
             x2 = tl.where(used, mad(c, z2, x2), x2)
             x3 = tl.where(used, mad(c, z3, x3), x3)
     else:
-        if STEP:
-            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
-        c1 = tl.zeros([BLOCK], tl.int64) + counter1
-        x0, x1, x2, x3 = numbers_of(seed, c0, (c1 & 0xFFFFFFFF).to(tl.uint32), low, high, KIND, WIDE)
+        x0, x1, x2, x3 = numbers_at(seed, block, counter1, sample, KIND, WIDE)
     base = b * batch_stride
     per: tl.constexpr = 2 if WIDE else 4
     i = block * per - shift

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .configurations import configuration
 from .elementary import const
-from .random import NORMAL, numbers_of
+from .random import NORMAL, counters_of, rows_at
 from .strided import load
 
 TERMS = 8
@@ -38,24 +38,10 @@ def noise_of(
 ):  # fmt: skip
     """The normal numbers of a block a lane, (lanes, 4) or, in float64, (lanes, 2)."""
     if NOISY:
-        if SEED:
-            seed = tl.load(seed_at)
-        if STEP:
-            counter1 = counter1 | (tl.load(step_at) & 0xFFFFFF)
-        if IDS:
-            sample = tl.load(ids + b, mask=mask, other=0)
-        else:
-            sample = first_id + b
-        c1 = b * 0 + counter1
-        z0, z1, z2, z3 = numbers_of(
-            seed, (block & 0xFFFFFFFF).to(tl.uint32), (c1 & 0xFFFFFFFF).to(tl.uint32),
-            (sample & 0xFFFFFFFF).to(tl.uint32), ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32), NORMAL, WIDE,
+        seed, counter1, sample = counters_of(
+            seed_at, step_at, ids, b, seed, counter1, first_id, mask, SEED, STEP, IDS
         )  # fmt: skip
-        if WIDE:
-            return tl.join(z0, z1)
-        else:
-            z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
-            return tl.reshape(z, [z.shape[0], 4])
+        return rows_at(seed, block, counter1, sample, NORMAL, WIDE)
     else:
         return tl.zeros([b.shape[0], 2 if WIDE else 4], tl.float64 if WIDE else tl.float32)
 
