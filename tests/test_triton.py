@@ -1,7 +1,7 @@
 """The Triton kernels, interpreted or on a GPU: truth tables, edges, layouts, derivatives; compilation for sm_90.
 
 The interpreter wants TRITON_INTERPRET=1 before Triton is imported: without it, and without a GPU, one test runs the
-quick tests of this file in a process of its own.
+quick tests of this file and of tests/test_triton_denoiser.py in a process of its own.
 """
 
 import math
@@ -47,7 +47,8 @@ def point(args, worst):
 
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
 def test_quick_ones_interpreted_in_a_process():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "quick"]
+    files = [__file__, str(Path(__file__).with_name("test_triton_denoiser.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "quick"]
     run = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},

@@ -29,7 +29,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fokker.triton_kernels import bessel, groups, heads, kde, kde_pairs, norms, particles, random, sde, sde_vjp, vmf
+from fokker.triton_kernels import (
+    bessel,
+    gates,
+    groups,
+    heads,
+    kde,
+    kde_pairs,
+    norms,
+    particles,
+    random,
+    sde,
+    sde_vjp,
+    vmf,
+)
 from fokker.triton_kernels.configurations import configuration
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -197,10 +210,12 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
         constants = {"DIM": dim, **flags, "WEIGHT": True, "BIAS": norm == 2, "PAIRS": 64, "xd": 1, "od": 1}
         constants["BLOCK"] = configuration("heads", dtype).block // 64  # rows
         yield Variant(f"heads {name} norm {dim}", "heads", heads.norm_rope_kernel, dtype, pointers, constants)
-    operands = ("gate", "value", "gate_bias", "value_bias", "out")
+    operands = ("gate", "value", "gate_bias", "value_bias", "out", "grad", "to_value")
     for kind, name in enumerate(("silu", "gelu tanh", "gelu", "mp silu")):
-        constants = {"DIMS": 2, "KIND": kind, "GATED": True, "BIAS": kind < 2}
-        yield Variant(f"gates {name}", "gates", heads.activation_kernel, dtype, operands, constants)
+        for backward in (False, True):
+            constants = {"DIMS": 2, "KIND": kind, "GATED": True, "BIAS": kind < 2, "BACKWARD": backward}
+            label = f"gates {name}{' backward' if backward else ''}"
+            yield Variant(label, "gates", gates.activation_kernel, dtype, operands, constants)
 
 
 def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:

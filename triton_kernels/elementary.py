@@ -172,6 +172,15 @@ def exp(x):
 
 
 @triton.jit
+def one_plus_exp(x):
+    """1 + e^-x for any x, infinity where that of -87 (float64: -700) would be exceeded."""
+    end: tl.constexpr = pick(x.dtype == tl.float64, 700.0, 87.0)
+    far = x < -end
+    near = tl.where(x > end, const(x, end), tl.where(far, const(x, 0.0), x))
+    return tl.where(far, const(x, float("inf")), 1.0 + exp(-near))
+
+
+@triton.jit
 def log_parts(x):
     """k, f and 2^-k with x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), for a positive normal x."""
     if x.dtype == tl.float64:

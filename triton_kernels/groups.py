@@ -15,19 +15,12 @@ from torch import Tensor
 from ..reference import denoiser_groups as reference
 from ..reference.sde import arithmetic
 from .configurations import configuration
-from .elementary import const, divide, exp, mad
+from .elementary import const, divide, mad, one_plus_exp
 from .strided import collapse, launching, load, store
 
 NONE = tl.constexpr(0)
 SILU = tl.constexpr(1)
 RELU = tl.constexpr(2)
-
-
-@triton.jit
-def one_plus_exp(u):
-    """1 + e^-u, finite: below that u the sigmoid is 0 to every digit that matters."""
-    bound: tl.constexpr = 700.0 if u.dtype == tl.float64 else 87.0
-    return 1.0 + exp(tl.minimum(tl.maximum(-u, const(u, -bound)), const(u, bound)))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Attention heads and gated activations in Triton: the formulas of csrc/math/activation.h, forward only.
+"""Norm and rotary embedding of attention heads in Triton: the formulas of csrc/cuda/heads.cuh.
 
 A program takes a few rows (one head of one token each) with the pairs of a head beside each other: queries and keys are
 read once and written once, whatever their strides.
@@ -12,35 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .elementary import const, divide, exp, horner, mad, pick, square_root
-from .strided import launching, load, offset, store, walk
+from .elementary import const, divide, mad, square_root
+from .strided import launching, load, store
 
-SILU = tl.constexpr(0)  # the order of math::Activation
-GELU_TANH = tl.constexpr(1)
-GELU = tl.constexpr(2)
-MP_SILU = tl.constexpr(3)
 RMS = tl.constexpr(1)
 LAYER = tl.constexpr(2)
 
-MILLS_64 = tl.constexpr(
-    (
-        0.47205320650984467042, -0.096703477326525381546, 0.013999634724428892513, 0.028600364053505494518,
-        -0.032197837428283090597, 0.01793609748107815471, -0.0050023785865798547952, -0.00028562311770235676143,
-        0.0006948970517556370979, -9.4430103939480043423e-5, -8.7852813885295428968e-5, 2.1249380968267437094e-5,
-        1.3625238441129698e-5, -3.4304145328046226989e-6, -2.608255853187153021e-6, 4.0176734524103035202e-7,
-        5.4344105814634967855e-7, 3.2686804949770532613e-9, -1.0119494760026601281e-7, -1.9238134933652708248e-8,
-        1.1284365545767842934e-8, 4.4630550944359418677e-9, 2.4345278475385341821e-10,
-    )
-)  # fmt: skip
-MILLS_32 = tl.constexpr(
-    (
-        0.47205320654, -0.096703467992, 0.013999623554, 0.028600026226, -0.032197625729, 0.017939629014,
-        -0.0050030000566, -0.00030111531255, 0.00069179583211, -6.4484069978e-5, -7.341340565e-5,
-    )
-)  # fmt: skip
 
-
-# ---- queries and keys ------------------------------------------------------------------------------------------------
 @triton.jit
 def places(pair, DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
     """The two elements of a pair."""
@@ -136,90 +114,3 @@ def norm_rope(
                 WEIGHT=weights[k] is not None, BIAS=biases[k] is not None, PAIRS=pairs, BLOCK=block, **chosen.options,
             )  # fmt: skip
     return tuple(found)
-
-
-# ---- activations -----------------------------------------------------------------------------------------------------
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + e^-x), where e^-x would overflow that of x = -87 (float64: -700)."""
-    end: tl.constexpr = pick(x.dtype == tl.float64, 700.0, 87.0)
-    one = const(x, 1.0)
-    x = tl.where(x < -end, const(x, -end), x)
-    return divide(one, one + exp(-tl.where(x > end, const(x, end), x)))
-
-
-@triton.jit
-def upper_tail(z):
-    """1 - Phi(z) for z >= 0, 0 far out; the rounding error of z^2 is made good."""
-    double: tl.constexpr = z.dtype == tl.float64
-    far: tl.constexpr = pick(double, 37.0, 13.0)
-    near = tl.where(z < far, z, const(z, far))
-    square = near * near
-    e = exp(const(z, -0.5) * square)
-    density = mad(e, const(z, -0.5) * mad(near, near, -square), e)
-    t = divide(near - 4.0, near + 4.0)
-    return density * divide(horner(t, pick(double, MILLS_64, MILLS_32)), near + 1.0)
-
-
-@triton.jit
-def activate(x, KIND: tl.constexpr):
-    """silu, GELU by tanh, GELU, or silu / 0.596."""
-    if KIND == GELU:
-        tail = upper_tail(tl.abs(x))
-        y = x * tl.where(x < 0.0, tail, 1.0 - tail)
-    elif KIND == GELU_TANH:
-        cube = x * x * x
-        y = x * sigmoid(const(x, 1.5957691216057307117) * mad(const(x, 0.044715), cube, x))
-    else:
-        y = x * sigmoid(x)
-        if KIND == MP_SILU:
-            y = divide(y, const(x, 0.596))
-    return y
-
-
-@triton.jit
-def activation_kernel(
-    gate, value, gate_bias, value_bias, out, n, n1, n2, n3, g0, g1, g2, g3, v0, v1, v2, v3, c0, c1, c2, c3,
-    d0, d1, d2, d3, s0, s1, s2, s3,
-    KIND: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """act(gate + gate_bias) (value + value_bias)."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < n
-    x = load(gate, offset(i, n1, n2, n3, g0, g1, g2, g3, DIMS), mask, 0.0)
-    if BIAS:
-        x = x + load(gate_bias, offset(i, n1, n2, n3, c0, c1, c2, c3, DIMS), mask, 0.0)
-    y = activate(x, KIND)
-    if GATED:
-        u = load(value, offset(i, n1, n2, n3, v0, v1, v2, v3, DIMS), mask, 0.0)
-        if BIAS:
-            u = u + load(value_bias, offset(i, n1, n2, n3, d0, d1, d2, d3, DIMS), mask, 0.0)
-        y = y * u
-    store(out, offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS), y, mask)
-
-
-def activation(x: Tensor, bias: Any, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
-    """The arguments are those of `_denoiser_heads_ops.activation`, the bias in what is computed in."""
-    half = x.shape[dim] // 2 if gated else x.shape[dim]
-
-    def halves(t: Tensor, along: int) -> list[Tensor]:
-        if not gated:
-            return [t, t]
-        first, second = t.narrow(along, 0, half), t.narrow(along, half, half)
-        return [first, second] if gate_first else [second, first]
-
-    gate, value = halves(x, dim)
-    out = torch.empty_like(gate)
-    if not out.numel():
-        return out
-    biases = [gate, value]
-    if bias is not None:
-        biases = [b.reshape(-1, *(1,) * (x.dim() - 1 - dim)) for b in halves(bias, 0)]
-    _, views, dims, integers = walk(gate, value, *biases, out)
-    chosen = configuration("gates", x.dtype)
-    with launching(x):
-        activation_kernel[(triton.cdiv(out.numel(), chosen.block),)](
-            *views, out.numel(), *integers, KIND=kind, GATED=gated, BIAS=bias is not None, DIMS=dims,
-            BLOCK=chosen.block, **chosen.options,
-        )  # fmt: skip
-    return out if views[-1].data_ptr() == out.data_ptr() else out.copy_(views[-1])

@@ -30,6 +30,12 @@ def collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], l
     return sizes, steps
 
 
+def by_strides(first: Tensor, *others: Tensor) -> list[Tensor]:
+    """Tensors of one shape, their dimensions in the order in which the first lies in memory."""
+    order = sorted(range(first.dim()), key=lambda d: -first.stride(d))
+    return [t.permute(order) for t in (first, *others)]
+
+
 def walk(*tensors: Tensor) -> tuple[torch.Size, list[Tensor], int, list[int]]:
     """The broadcast shape, the tensors, how many dimensions a kernel walks and the integers it wants for that.
 

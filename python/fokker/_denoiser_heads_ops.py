@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._op import Kernel, Op, native_kernels
+from ._op import Kernel, Op, native_kernels, triton_kernel
 from .reference import denoiser_heads as reference
 
 _AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? cos, Tensor? sin"
@@ -158,13 +158,6 @@ def _activation_kernel(module: Any) -> Kernel:
     return run
 
 
-def _activation_triton(*args: Any) -> Tensor:
-    from .triton_kernels import heads as kernels
-
-    x, bias, *settings = args
-    return kernels.activation(x, _ready(bias, x), *settings)
-
-
 def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
     x, bias = saved
     if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
@@ -198,7 +191,7 @@ activation = Op(
     tensors=2,
     reference=reference.gated_activation,
     fake=_activation_fake,
-    kernels={**native_kernels(_activation_kernel), "triton": _activation_triton},
+    kernels={**native_kernels(_activation_kernel), "triton": triton_kernel(_activation_kernel, "gates", True)},
     backward=_activation_backward,
 )
 activation_vjp = Op(
@@ -206,5 +199,5 @@ activation_vjp = Op(
     tensors=3,
     reference=_activation_vjp_reference,
     fake=lambda x, bias, grad, *extra: torch.empty_like(x),
-    kernels=native_kernels(_activation_vjp_kernel),
+    kernels={**native_kernels(_activation_vjp_kernel), "triton": triton_kernel(_activation_vjp_kernel, "gates")},
 )

@@ -13,6 +13,7 @@ Autocast changes nothing: an op computes in the dtype of its arguments.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,16 @@ def native_kernels(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
     """The kernel of each native backend, made from its compiled module (None where that is not there)."""
     modules = {"cpu": _native.cpu, "cuda": _native.cuda, "emu": _native.emu}
     return {name: make(module) for name, module in modules.items()}
+
+
+def triton_kernel(make: Callable[[Any], Kernel], name: str, writes_out: bool = False) -> Kernel:
+    """The kernel made from a Triton module that has the functions of a native one; imported at the first call."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        return make(importlib.import_module(f".triton_kernels.{name}", __package__))(*args, **options)
+
+    run.writes_out = writes_out  # type: ignore[attr-defined]
+    return run
 
 
 class Op:
