@@ -7,6 +7,7 @@ import os
 
 import pytest
 import test_denoiser_gates as gates
+import test_denoiser_heads as heads
 import torch
 from test_ops import registration_arguments
 
@@ -21,8 +22,23 @@ RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a G
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
 NATIVE = {
     gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once"],
+    heads: [
+        "head_dimensions_norms_and_tables",
+        "rotation_alone_norm_alone_and_neither",
+        "layouts_give_the_same_bits",
+        "halves_are_the_float32_result_rounded_once",
+        "gradients_against_float64",
+        "packed_equals_unpacked",
+    ],
 }
-OPS = ["gated_activation", "gated_activation_vjp"]
+OPS = [
+    "qk_norm_rope",
+    "qk_norm_rope_vjp",
+    "qkv_norm_rope",
+    "qkv_norm_rope_vjp",
+    "gated_activation",
+    "gated_activation_vjp",
+]
 
 
 @pytest.mark.parametrize(
@@ -55,3 +71,18 @@ def test_quick_gates_of_six_dimensions():
             y = denoiser.geglu(leaf, dim=3)
             grads += [y.detach().double(), torch.autograd.grad(y.square().sum(), leaf)[0].double()]
     torch.testing.assert_close(grads[:2], grads[2:], rtol=2e-6, atol=2e-6)
+
+
+def test_quick_heads_of_several_tiles_a_program(monkeypatch):
+    """Sums of weights and biases: the same bits every time, and right where a program takes more than one tile."""
+    from fokker.triton_kernels import heads_vjp
+
+    monkeypatch.setattr(heads_vjp, "PROGRAMS", 3)
+    q, k, *rest = heads.inputs(72, heads=(3, 2), tokens=17, device=DEVICE)
+    grads = [torch.randn_like(t) for t in (q, k)]
+    with fokker.use_backend("triton"):
+        found, again = (heads.gradients(q, k, rest, grads) for _ in range(2))
+    with fokker.use_backend("reference"):
+        want = heads.gradients(q.double(), k.double(), [t.double() for t in rest], [g.double() for g in grads])
+    for y, same, w in zip(found, again, want, strict=True):
+        assert torch.equal(y, same) and float((y - w).abs().max() / w.abs().max()) <= 1e-6

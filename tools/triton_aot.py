@@ -34,6 +34,7 @@ from fokker.triton_kernels import (
     gates,
     groups,
     heads,
+    heads_vjp,
     kde,
     kde_pairs,
     norms,
@@ -203,13 +204,27 @@ def group_variants(dtype: torch.dtype) -> Iterator[Variant]:
 
 
 def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Both norms with both rotary embeddings, of 72 and 128; every gated activation."""
+    """Both norms with both rotary embeddings, of 72, 128 and 512; every gated activation."""
     pointers = ("x", "out", "weight", "bias", "cos", "sin")
-    for name, norm, dim, interleaved in (("rms", 1, 72, True), ("layer", 2, 128, False)):
+    for name, norm, dim, interleaved in (("rms", 1, 72, True), ("layer", 2, 128, False), ("rms", 1, 512, False)):
         flags = {"NORM": norm, "EPS": 1e-6, "INTERLEAVED": interleaved, "WHOLE": False, "ROPE": True}
-        constants = {"DIM": dim, **flags, "WEIGHT": True, "BIAS": norm == 2, "PAIRS": 64, "xd": 1, "od": 1}
-        constants["BLOCK"] = configuration("heads", dtype).block // 64  # rows
+        constants = {
+            "DIM": dim,
+            **flags,
+            "WEIGHT": True,
+            "BIAS": norm == 2,
+            "PAIRS": max(64, dim // 2),
+            "xd": 1,
+            "od": 1,
+        }
+        constants["BLOCK"] = configuration("heads", dtype).block // constants["PAIRS"]  # rows
         yield Variant(f"heads {name} norm {dim}", "heads", heads.norm_rope_kernel, dtype, pointers, constants)
+        del constants["BIAS"]
+        kinds = {"sums": "*fp64", "grad": "*" + DTYPES[dtype]}
+        for sums in (False, True):
+            constants |= {"SUMS": sums, "WANTED": True, "gd": 1}
+            label = f"heads {name} norm {dim} backward{', sums' if sums else ''}"
+            yield Variant(label, "heads_vjp", heads_vjp.norm_rope_vjp_kernel, dtype, pointers, constants, kinds)
     operands = ("gate", "value", "gate_bias", "value_bias", "out", "grad", "to_value")
     for kind, name in enumerate(("silu", "gelu tanh", "gelu", "mp silu")):
         for backward in (False, True):

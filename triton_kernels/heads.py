@@ -6,7 +6,6 @@ read once and written once, whatever their strides.
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +14,6 @@ from .configurations import configuration
 from .elementary import const, divide, mad, square_root
 from .strided import launching, load, store
 
-RMS = tl.constexpr(1)
 LAYER = tl.constexpr(2)
 
 
@@ -40,20 +38,17 @@ def entries(table, at, pair, DIM: tl.constexpr, mask, INTERLEAVED: tl.constexpr,
 
 
 @triton.jit
-def norm_rope_kernel(
-    x, out, weight, bias, cos, sin, rows, heads, tokens, xb, xh, xt, xd, ob, oh, ot, od, table_batch, width,
-    DIM: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, INTERLEAVED: tl.constexpr, WHOLE: tl.constexpr,
-    ROPE: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """y = n cos + R(n) sin, n = norm(x) w + b; WHOLE: a table entry for each element, not each pair."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    pair = tl.arange(0, PAIRS)[None, :]
+def places_of_rows(row, heads, tokens, rows, DIM: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Batch, head and token of rows; the pairs of a head, their two elements, and which there are."""
+    pair = tl.arange(0, PAIRS).to(tl.int64)[None, :]
     there = (row < rows)[:, None] & (pair < DIM // 2)
-    h = row % heads
-    t = row // heads % tokens
-    b = row // heads // tokens
     i, j = places(pair, DIM, INTERLEAVED)
-    from_row = (b * xb + h * xh + t * xt)[:, None]
+    return row // heads // tokens, row % heads, row // heads % tokens, pair, i, j, there
+
+
+@triton.jit
+def unit_rows(x, from_row, xd, i, j, there, DIM: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr):
+    """Both elements of the pairs of rows as the norm makes them, before its weight, and what it multiplied them by."""
     p = load(x, from_row + i * xd, there, 0.0)
     q = load(x, from_row + j * xd, there, 0.0)
     if NORM == LAYER:
@@ -61,12 +56,27 @@ def norm_rope_kernel(
         mean = divide(total, const(total, DIM))[:, None]
         p = tl.where(there, p - mean, 0.0)
         q = tl.where(there, q - mean, 0.0)
+    square = tl.sum(mad(p, p, q * q), 1)
+    rstd = const(square, 1.0)[:, None]
     if NORM != 0:
-        square = tl.sum(mad(p, p, q * q), 1)
         size = square_root(divide(square, const(square, DIM)) + const(square, EPS))
         rstd = divide(const(square, 1.0), size)[:, None]
         p = p * rstd
         q = q * rstd
+    return p, q, rstd
+
+
+@triton.jit
+def norm_rope_kernel(
+    x, out, weight, bias, cos, sin, rows, heads, tokens, xb, xh, xt, xd, ob, oh, ot, od, table_batch, width,
+    DIM: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, INTERLEAVED: tl.constexpr, WHOLE: tl.constexpr,
+    ROPE: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """y = n cos + R(n) sin, n = norm(x) w + b; WHOLE: a table entry for each element, not each pair."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, h, t, pair, i, j, there = places_of_rows(row, heads, tokens, rows, DIM, PAIRS, INTERLEAVED)
+    from_row = (b * xb + h * xh + t * xt)[:, None]
+    p, q, _ = unit_rows(x, from_row, xd, i, j, there, DIM, NORM, EPS)
     inside = pair < DIM // 2
     if WEIGHT:
         p = p * load(weight, i, inside, 0.0)
@@ -86,31 +96,38 @@ def norm_rope_kernel(
     store(out, to_row + j * od, q, there)
 
 
-def norm_rope(
+def arguments(
+    x: Tensor, dim: int, weight: Any, bias: Any, cos: Any, sin: Any, norm: int, eps: float, interleaved: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a kernel is given of a part: the small operands (x where there is none) and strides of the tables; flags."""
+    width = 0 if cos is None else cos.shape[-1]
+    one = cos is None or cos.shape[0] == 1
+    small = tuple(x if t is None else t for t in (weight, bias, cos, sin))
+    flags = {
+        "DIM": dim, "NORM": norm, "EPS": eps, "INTERLEAVED": interleaved, "WHOLE": width == dim,
+        "ROPE": cos is not None, "WEIGHT": weight is not None, "PAIRS": triton.next_power_of_2(dim // 2),
+    }  # fmt: skip
+    return (*small, 0 if one else x.shape[2] * width, width), flags
+
+
+def heads_norm_rope(
     parts: list[Tensor], weights: list[Any], biases: list[Any], cos: Any, sin: Any, norm: int, eps: float,
-    interleaved: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    interleaved: bool, outs: list[Tensor],
+) -> None:  # fmt: skip
     """Results of queries and keys (B, H, T, D); values, the third part, are copied by torch."""
-    found = []
-    for k, x in enumerate(parts):
-        out = torch.empty_like(x)
-        found.append(out)
+    for k, (x, out) in enumerate(zip(parts, outs, strict=True)):
         if k == 2:
             out.copy_(x)
             continue
         if not x.numel():
             continue
         batch, heads, tokens, dim = x.shape
-        rows, pairs = batch * heads * tokens, triton.next_power_of_2(dim // 2)
+        rows = batch * heads * tokens
+        (*small, table_batch, width), flags = arguments(x, dim, weights[k], biases[k], cos, sin, norm, eps, interleaved)
         chosen = configuration("heads", x.dtype)
-        block = max(1, chosen.block // pairs)
-        width = 0 if cos is None else cos.shape[-1]
-        one = cos is None or cos.shape[0] == 1
+        block = max(1, chosen.block // flags["PAIRS"])
         with launching(x):
             norm_rope_kernel[(triton.cdiv(rows, block),)](
-                x, out, *(x if t is None else t for t in (weights[k], biases[k], cos, sin)), rows, heads, tokens,
-                *x.stride(), *out.stride(), 0 if one else tokens * width, width,
-                DIM=dim, NORM=norm, EPS=eps, INTERLEAVED=interleaved, WHOLE=width == dim, ROPE=cos is not None,
-                WEIGHT=weights[k] is not None, BIAS=biases[k] is not None, PAIRS=pairs, BLOCK=block, **chosen.options,
+                x, out, *small, rows, heads, tokens, *x.stride(), *out.stride(), table_batch, width,
+                BIAS=biases[k] is not None, BLOCK=block, **flags, **chosen.options,
             )  # fmt: skip
-    return tuple(found)

@@ -51,7 +51,7 @@ class Heads:
             tensors=self.tensors,
             reference=function,
             fake=lambda *args: tuple(torch.empty_like(t) for t in self._parts(args)),
-            kernels={**native_kernels(self._kernel), "triton": self._triton},
+            kernels={**native_kernels(self._kernel), "triton": triton_kernel(self._kernel, "heads")},
             backward=self._backward,
         )
         grads = ", ".join(f"Tensor grad_{n}" for n in "qkv"[:outputs])
@@ -61,7 +61,7 @@ class Heads:
             tensors=self.tensors + outputs,
             reference=self._vjp_reference,
             fake=self._vjp_empty,
-            kernels=native_kernels(self._vjp_kernel),
+            kernels={**native_kernels(self._vjp_kernel), "triton": triton_kernel(self._vjp_kernel, "heads_vjp")},
         )
 
     def _parts(self, args: Sequence[Any]) -> list[Tensor]:
@@ -76,13 +76,6 @@ class Heads:
             return tuple(outs)
 
         return run
-
-    def _triton(self, *args: Any) -> tuple[Tensor, ...]:
-        from .triton_kernels import heads
-
-        parts = self._parts(args)
-        weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
-        return heads.norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :])
 
     def _backward(self, needs: Any, saved: Any, extra: Any, *grads: Tensor) -> list[Tensor | None]:
         if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
