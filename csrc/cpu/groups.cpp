@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace fokker::cpu {
@@ -50,6 +51,8 @@ void run_last(const GroupPlan& p) {
 }  // namespace
 
 void group_run(const GroupPlan& p) {
+  const std::int64_t rows = p.last ? p.positions : p.channels, length = p.last ? p.channels : p.positions;
+  for (const GroupMap* m : {&p.sum, &p.out}) expect_writes(m->data, p.dtype, m->row(p.batch - 1, rows - 1) + length);
   if (p.last) return run_last(p);
   using Kernel = void (*)(const GroupPlan&, std::int64_t, std::int64_t);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(group_slabs, Kernel);

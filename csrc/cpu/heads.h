@@ -6,6 +6,7 @@
 
 #include "common/heads_plan.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 #define FK_DECLARE(isa)                                                                                              \
@@ -32,7 +33,12 @@ inline void heads(const HeadsPlan& p) {
   const Kernel kernel = FK_PER_ISA_OVERLOAD(heads_run, Kernel);
   const std::int64_t rows = p.batch * p.tokens;
   std::int64_t work = 0;
-  for (int i = 0; i < p.parts; ++i) work += p.part[i].heads * p.dim;
+  for (int i = 0; i < p.parts; ++i) {
+    const HeadPart& part = p.part[i];
+    work += part.heads * p.dim;
+    expect_writes(part.out.data, p.dtype, 1 + (p.batch - 1) * part.out.batch + (part.heads - 1) * part.out.head +
+                                              (p.tokens - 1) * part.out.token + (p.dim - 1) * part.out.element);
+  }
   const std::int64_t grain = 1 + kHeadGrain / std::max<std::int64_t>(work, 1);
   if (!p.sums) {
     parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end, nullptr); });
@@ -53,6 +59,8 @@ inline void heads(const HeadsPlan& p) {
 inline void gates(const GatePlan& p) {
   using Kernel = void (*)(const GatePlan&, std::int64_t, std::int64_t, std::int64_t);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(gates_run, Kernel);
+  for (const GateSlot s : {GateSlot::out, GateSlot::to_gate, GateSlot::to_value})
+    expect_writes(p.slot(s).data, p.dtype, p.slot(s).data ? p.offset(s, p.n - 1) + 1 : 0);
   const std::int64_t row = p.ndim ? p.shape[p.ndim - 1] : 1, pieces = (row + kGatePiece - 1) / kGatePiece;
   parallel_for(p.n / row * pieces, 1 + kGateGrain / std::min(row, kGatePiece),
                [&](std::int64_t begin, std::int64_t end) { kernel(p, pieces, begin, end); });

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace fokker::cpu {
@@ -51,6 +52,8 @@ template <typename T> void run_vjp(const NormPlan& p) {
 }  // namespace
 
 void norm_run(const NormPlan& p) {
+  for (const RowOperand* o : {&p.sum, &p.out, &p.to_x, &p.to_branch, &p.to_gate, &p.to_scale})
+    expect_writes(o->data, o->dtype, o->at(p.batch - 1, p.tokens - 1) + (p.columns - 1) * o->column + 1);
   if (p.backward) return p.wide ? run_vjp<double>(p) : run_vjp<float>(p);
   using Kernel = void (*)(const NormPlan&, std::int64_t, std::int64_t);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(norm_rows, Kernel);
