@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 
 import fokker
 from fokker import _vmf_ops, bessel, vmf
@@ -20,9 +21,6 @@ from fokker.cases import CASES, table
 from fokker.triton_kernels import configurations
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 DTYPES = (torch.float64, torch.float32)
 F64 = torch.float64
@@ -45,19 +43,10 @@ def point(args, worst):
     return [float(a[worst]) if isinstance(a, torch.Tensor) else a for a in args]
 
 
-@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
+@IN_A_PROCESS
 def test_quick_ones_interpreted_in_a_process():
     files = [__file__, str(Path(__file__).with_name("test_triton_denoiser.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "quick"]
-    run = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=1800,  # a throttled machine
-    )
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    run_in_a_process(*files, "-k", "quick")
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -88,6 +77,17 @@ def test_quick_heads(name):
     """Attention heads and activations, one small call each."""
     case = CASES[f"denoiser_{name}"]
     args = case.make(300, torch.float32, torch.Generator().manual_seed(3))
+    with fokker.use_backend("reference"):
+        want = case.call(*(a.double() for a in args))
+    assert float(case.error(with_triton(case.call, *args), want).max()) <= case.tolerance[torch.float32]
+
+
+@RUNS
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("gaussian_") or n == "pairwise_energy_distance"])
+def test_quick_mixtures(name):
+    """Gaussian mixtures and sums of distances; tests/test_triton_gaussian.py has the rest."""
+    case = CASES[name]
+    args = case.make(20, torch.float32, torch.Generator().manual_seed(3))
     with fokker.use_backend("reference"):
         want = case.call(*(a.double() for a in args))
     assert float(case.error(with_triton(case.call, *args), want).max()) <= case.tolerance[torch.float32]

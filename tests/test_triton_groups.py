@@ -3,38 +3,22 @@
 As tests/test_triton.py: without TRITON_INTERPRET=1 and without a GPU, one test runs this file in its own process.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 
 import fokker
 from fokker.denoiser import bias_free_norm, group_norm_silu
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 SHAPES = [((3, 12), 3), ((1, 40, 5, 7), 8), ((1, 4, 33, 35), 2), ((2, 6, 3, 2, 5), 6)]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
+@IN_A_PROCESS
 def test_interpreted_in_a_process():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=1800,  # a throttled machine
-    )
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    run_in_a_process(__file__)
 
 
 def both(call, tensors, grads):

@@ -4,13 +4,10 @@ As tests/test_triton.py: without TRITON_INTERPRET=1 and without a GPU, one test 
 """
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 
 import fokker
 from fokker import _kde_ops as ops
@@ -18,9 +15,6 @@ from fokker import kde
 from fokker.reference import kde as reference
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 F32, F64 = torch.float32, torch.float64
 EVERYTHING = ops.SLOPE | ops.SQUARE | ops.DELTA
@@ -28,18 +22,9 @@ INF, NAN = math.inf, math.nan
 KERNELS = reference.KERNELS[:9]  # without cosine
 
 
-@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
+@IN_A_PROCESS
 def test_interpreted_in_a_process():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=1800,  # a throttled machine
-    )
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    run_in_a_process(__file__)
 
 
 def triton_sums(x, y, h, bias=None, values=None, kernel="gaussian", outputs=0, exclude=ops.NOTHING, highest=True):

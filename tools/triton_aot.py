@@ -31,7 +31,9 @@ from triton.compiler import ASTSource
 
 from fokker.triton_kernels import (
     bessel,
+    distance,
     gates,
+    gaussian,
     groups,
     heads,
     heads_vjp,
@@ -72,7 +74,7 @@ class Variant:
         """The compiled kernel, with the committed configuration."""
         chosen = configuration(self.table, self.dtype)
         constants = {"BLOCK": chosen.block, **self.constants}
-        if chosen.columns:
+        if chosen.columns and "BM" in self.kernel.arg_names:
             constants["BM"] = chosen.columns
         kinds = {p: "*" + DTYPES[self.dtype] for p in self.pointers} | self.kinds
         integer = "i64"
@@ -137,7 +139,12 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         yield from norm_variants(dtype)
         yield from particle_variants(dtype)
         yield from head_variants(dtype)
+        yield from mixture_variants(dtype)
     yield from density_sums()
+    for slope in (False, True):
+        pointers = ("x", "y", "weight", "sums", "slope")
+        name = f"distance sums{' and slopes' if slope else ''}"
+        yield Variant(name, "distance", distance.distance_kernel, torch.float64, pointers, {"SLOPE": slope})
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
@@ -187,6 +194,25 @@ def particle_variants(dtype: torch.dtype) -> Iterator[Variant]:
     constants = {**counters, "SCALE": 1.0, "GREEDY": False, "WIDE": dtype is torch.float64}
     absorb = kinds | {"out": "*i64"}
     yield Variant("absorb", "random", particles.absorb_kernel, dtype, ("logits",), constants, absorb)
+
+
+def mixture_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Gaussian mixtures: diagonal roots, triangular ones of 32 and more rows, their log-sum-exp, pulls, moments."""
+    pointers = ("weight", "x", "mean", "root", "pull", "bias", "offset", "joint", "log_sum", "out")
+    split = "bf16x6" if dtype is torch.float32 else "ieee"
+    forms: list[tuple[str, str, Any, dict[str, Any]]] = [
+        ("joint diagonal", "gaussian", gaussian.joint_diagonal_kernel, {}),
+        ("log sum", "gaussian", gaussian.log_sum_kernel, {"SHARES": False}),
+        ("shares", "gaussian", gaussian.log_sum_kernel, {"SHARES": True}),
+        ("pull diagonal", "gaussian", gaussian.pull_diagonal_kernel, {"OFFSET": True}),
+        ("moments", "gaussian_moments", gaussian.moments_kernel, {}),
+    ]
+    for rows in (32, 64):
+        product = {"BR": rows, "BK": gaussian.BK, "SPLIT": split}
+        forms.append((f"joint {rows}", "gaussian", gaussian.joint_kernel, {"TRIANGULAR": rows == 64, **product}))
+        forms.append((f"pull {rows}", "gaussian", gaussian.pull_kernel, {"OFFSET": rows == 32, **product}))
+    for name, table, kernel, constants in forms:
+        yield Variant(f"gaussian {name}", table, kernel, dtype, pointers, constants, {"sums": "*fp64"})
 
 
 def group_variants(dtype: torch.dtype) -> Iterator[Variant]:

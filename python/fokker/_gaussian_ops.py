@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._op import Kernel, Op, native_kernels
+from ._op import Kernel, Op, TritonModule, native_kernels
 from .reference import mixture as reference
 
+_TRITON = TritonModule("gaussian", adjacent_queries=True, gaussian_rows=1)
 _JOINT = 1 << 19  # joint densities a tile on the CPU: they stay in a cache
 _ELEMENTS = 1 << 17  # of a tile's components x points x d array
 
@@ -258,7 +259,7 @@ gaussian_log_sum = Op(
     tensors=4,
     reference=reference.log_sum,
     fake=lambda x, mean, root, bias, triangular: x.new_empty(x.shape[0]),
-    kernels=native_kernels(_log_sum_kernel),
+    kernels=native_kernels(_log_sum_kernel, _TRITON),
     backward=_log_sum_backward,
 )
 #: the same (N,), and b_k - |A_k (x_i - m_k)|^2 / 2, or with ``shares`` its softmax over k, (K, N)
@@ -270,7 +271,7 @@ gaussian_joint = Op(
         x.new_empty(x.shape[0]),
         x.new_empty(mean.shape[0], x.shape[0]),
     ),
-    kernels=native_kernels(_joint_kernel),
+    kernels=native_kernels(_joint_kernel, _TRITON),
     backward=_joint_backward,
     saves_results=True,
 )
@@ -280,7 +281,7 @@ gaussian_pull = Op(
     tensors=5,
     reference=reference.pull,
     fake=lambda weight, x, mean, pull, offset: x.new_empty(x.shape[0], pull.shape[1]),
-    kernels=native_kernels(_pull_kernel),
+    kernels=native_kernels(_pull_kernel, _TRITON),
     backward=_pull_backward,
 )
 #: sum_i w_ki (K,), sum_i w_ki (x_i - m_k) (K, d), and their second moments (K, d), ``full`` (K, d, d)
@@ -293,7 +294,7 @@ gaussian_moments = Op(
         torch.empty_like(mean),
         x.new_empty(*mean.shape, mean.shape[1]) if full else torch.empty_like(mean),
     ),
-    kernels=native_kernels(_moments_kernel),
+    kernels=native_kernels(_moments_kernel, _TRITON),
     backward=_moments_backward,
     saves_results=True,
 )

@@ -43,9 +43,22 @@ def _raiser(error: Exception) -> Kernel:
     return fail
 
 
-def native_kernels(make: Callable[[Any], Kernel]) -> dict[str, Kernel]:
+class TritonModule:
+    """A module of Triton kernels in the place of a compiled one, imported at its first use; constants are given."""
+
+    def __init__(self, name: str, **constants: Any) -> None:
+        self._name = name
+        self.__dict__.update(constants)
+
+    def __getattr__(self, function: str) -> Kernel:
+        return getattr(importlib.import_module(f".triton_kernels.{self._name}", __package__), function)
+
+
+def native_kernels(make: Callable[[Any], Kernel], triton: TritonModule | None = None) -> dict[str, Kernel]:
     """The kernel of each native backend, made from its compiled module (None where that is not there)."""
     modules = {"cpu": _native.cpu, "cuda": _native.cuda, "emu": _native.emu}
+    if triton is not None:
+        modules["triton"] = triton
     return {name: make(module) for name, module in modules.items()}
 
 

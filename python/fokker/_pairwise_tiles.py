@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._kde_tiles import Tiled, tile_rows
-from ._op import Kernel, Op, _dispatch_depth, _functorch_level, _is_compiling, native_kernels
+from ._op import Kernel, Op, TritonModule, _dispatch_depth, _functorch_level, _is_compiling, native_kernels
 from .reference import pairwise as reference
 
 _BATCH = 1 << 18  # pairs of a tile
@@ -166,7 +166,7 @@ pair_distances = Op(
     tensors=3,
     reference=reference.distance_sums,
     fake=lambda x, y, weight, slope: (x.new_empty(x.shape[:2]), x.new_empty(x.shape if slope else 0)),
-    kernels=native_kernels(_distance_kernel),
+    kernels=native_kernels(_distance_kernel, TritonModule("distance", adjacent_queries=True)),
     backward=_distance_backward,
 )
 

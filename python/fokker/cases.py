@@ -557,7 +557,7 @@ _pairwise_case(
     "pairwise_energy_distance",
     lambda x, y: pairwise.energy_distance(x, y),
     3,
-    backends=("reference", "cpu", "cuda", "emu"),
+    backends=("reference", "cpu", "cuda", "triton", "emu"),
 )
 _pairwise_case("pairwise_energy_distance_1d", lambda x, y: pairwise.energy_distance(x, y), 1, order=1)
 _pairwise_case("pairwise_distance_covariance", _in_step, 3)
@@ -634,7 +634,6 @@ for _name, _metric, _diagonal in (
             gradients=(0, 1, 2, 3),
             order=1 if _name == "responsibilities" else 2,
             elementwise=False,
-            backends=("reference", "cpu", "cuda", "emu"),
             flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
         )
     )
