@@ -2,14 +2,11 @@
 
 import hashlib
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import BACKENDS
+from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 
 import fokker
 from fokker import _native, random
@@ -452,40 +449,27 @@ def test_a_replayed_graph_makes_fresh_noise():
         assert torch.equal(out, random.normal(4, 100, seed=5, step=k, device="cuda"))
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-
-
-@pytest.mark.skipif(TRITON == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
+@IN_A_PROCESS
 def test_triton_interpreted_in_a_process():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "by_triton"]
-    run = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=1800,  # a throttled machine
-    )
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    run_in_a_process(__file__, "-k", "by_triton")
 
 
-@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@RUNS
 @pytest.mark.parametrize("kind", [*KINDS, "brownian"])
 def test_by_triton(kind):
     exact = kind in ("bits", "uniform", "rademacher")
     bounds = {torch.float32: 1e-6, torch.float64: 5e-15, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-    options = {"seed": 2**64 - 5, "element_offset": 3, "device": TRITON}
+    options = {"seed": 2**64 - 5, "element_offset": 3, "device": DEVICE}
     for dtype in dtypes_of(kind):
-        out = torch.empty(2, 3, 5, 5, dtype=dtype, device=TRITON).to(memory_format=torch.channels_last)
-        held = {**options, "seed": torch.tensor(-5, device=TRITON), "sample_ids": torch.tensor([7, 8], device=TRITON)}
+        out = torch.empty(2, 3, 5, 5, dtype=dtype, device=DEVICE).to(memory_format=torch.channels_last)
+        held = {**options, "seed": torch.tensor(-5, device=DEVICE), "sample_ids": torch.tensor([7, 8], device=DEVICE)}
         times = ()
         if kind == "brownian":
             times = (0.25, 0.3125)
         else:
             options |= {"step": 11, "stream": 200}
-            held |= {"step": torch.tensor(2**24 + 11, device=TRITON), "stream": 200}
+            held |= {"step": torch.tensor(2**24 + 11, device=DEVICE), "stream": 200}
         draw = getattr(random, kind)
         with fokker.use_backend("triton"):
             got = draw(2, (3, 5, 5), *times, sample_ids=7, dtype=dtype, **options)

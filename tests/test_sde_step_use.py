@@ -1,14 +1,12 @@
 """The affine and exponential steps in use: gradients, named errors, torch.compile, transforms, graphs, Triton."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import BACKENDS
+from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 from sde_calls import NATIVE, SETTINGS, channels_last, close, device_of, flat, inputs, plain, reference, spaced
 
 import fokker
@@ -195,34 +193,22 @@ def test_a_replayed_graph_steps_on():
 
 
 # ---- Triton --------------------------------------------------------------------------------------------------------
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(TRITON == "cuda" or INTERPRETED, reason="this process runs the kernels itself")
+@IN_A_PROCESS
 def test_triton_interpreted_in_a_process():
     pytest.importorskip("triton")
     here = Path(__file__).parent
     files = [__file__, str(here / "test_particles.py"), str(here / "test_absorb.py")]
     chosen = "by_triton or (equals_the_reference and triton)"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=1800,  # a throttled machine
-    )
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-3000:] + run.stderr[-3000:]
+    run_in_a_process(*files, "-k", chosen)
 
 
-@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@RUNS
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_by_triton(settings):
     runs = [((3, 7), plain, {}), ((2, 3, 5, 9), channels_last, {"shared": True}), ((2, 300), spaced, {})]
     for shape, layout, kind in runs:
-        x, m, c = inputs(shape, 2, torch.float32, settings, TRITON, layout, **kind)
+        x, m, c = inputs(shape, 2, torch.float32, settings, DEVICE, layout, **kind)
         with fokker.use_backend("triton"):
             got = affine_step(x, m, c, **settings)
         close(got, reference(x, m, c, settings), torch.float32, (shape, layout.__name__))
@@ -237,21 +223,21 @@ def differentiated(backend, x, m, c, settings, weights):
         return torch.autograd.grad(sum((w * y).sum() for w, y in zip(weights, found, strict=False)), at)
 
 
-@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@RUNS
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_gradients_by_triton(settings):
     settings = {k: v for k, v in settings.items() if k != "dots"}
     for shape, layout, kind in [((3, 7), plain, {}), ((2, 3, 5, 9), channels_last, {"shared": True})]:
-        x, m, c = inputs(shape, 2, torch.float32, settings, TRITON, layout, **kind)
+        x, m, c = inputs(shape, 2, torch.float32, settings, DEVICE, layout, **kind)
         weights = [torch.cos(x * (1 + k)) for k in range(3)]
         got = differentiated("triton", x, m, c, settings, weights)
         close(got, differentiated("reference", x, m, c, settings, weights), torch.float32, (shape, layout.__name__))
 
 
-@pytest.mark.skipif(TRITON == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+@RUNS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gram_by_triton(dtype):
-    x, m, _ = inputs((3, 4, 200), 3, dtype, {}, TRITON, spaced)
+    x, m, _ = inputs((3, 4, 200), 3, dtype, {}, DEVICE, spaced)
     for place in ({}, {"seed": 5, "step": 3, "stream": 2, "element_offset": 3, "sample_ids": 2**40}):
         with fokker.use_backend("reference"):
             want = gram([x, *m], **place)
