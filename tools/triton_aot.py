@@ -262,7 +262,7 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
 def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
     """A modulated layer norm, the whole seam, one with all tables by RMS in two chunks, and a gated residual alone."""
     names = ("GATED", "GATE", "GATE_TABLE", "SHIFT", "SHIFT_TABLE", "SCALE", "SCALE_TABLE", "WEIGHT", "BIAS")
-    plain = {"NORM": 1, "CHUNKS": 1, "WIDE": dtype is torch.float64, **dict.fromkeys(names, False)}
+    plain = {"NORM": 1, "EPS": 1e-6, "CHUNKS": 1, "WIDE": dtype is torch.float64, **dict.fromkeys(names, False)}
     seam = {**plain, **dict.fromkeys(("GATED", "GATE", "SHIFT", "SCALE"), True)}
     forms = {
         "layer": {**plain, "SHIFT": True, "SCALE": True},
@@ -271,8 +271,7 @@ def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
         "gate": {**plain, "NORM": 0, "GATED": True, "GATE": True},
     }
     for name, constants in forms.items():
-        kinds = {"eps": "fp32"}
-        yield Variant(f"norms {name}", "norms", norms.norm_kernel, dtype, norms.POINTERS, constants, kinds)
+        yield Variant(f"norms {name}", "norms", norms.norm_kernel, dtype, norms.POINTERS, constants)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

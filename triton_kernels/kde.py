@@ -21,7 +21,6 @@ from .kde_pairs import pair
 from .strided import launching
 
 INF = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 # What the values are.
 NONE, GIVEN, DISPLACEMENT, SLOPE = (tl.constexpr(i) for i in range(4))
 # Along what the bandwidth varies.
@@ -150,7 +149,7 @@ def kde_kernel(
         b = tl.where(columns, 0.0, -INF).to(tl.float64)
         if BIAS:
             b = tl.load(bias + at, mask=columns, other=-INF)
-            b = tl.where(b == INF, NAN, b)
+            b = tl.where(b == INF, float("nan"), b)
         u = tl.zeros((BM,), C) + 1.0
         if WEIGHT:
             u64 = tl.load(weight + at, mask=columns, other=0.0)
@@ -230,14 +229,15 @@ def kde_kernel(
         factor = 1.0 / safe
         result = tl.where(empty, -INF, top.to(tl.float64) + log_normal(safe))
         square_factor = factor * factor
-    result = tl.where(is_nan, NAN, result)
+    result = tl.where(is_nan, float("nan"), result)
     out = batch * n + i
     first = rows & (i < tl.where(chunk == 0, n, 0))
     tl.store(log_sum + out, result, mask=first)
     if SQUARE:
-        tl.store(square + out, tl.where(is_nan, NAN, tl.where(empty, 0.0, squares * square_factor)), mask=first)
+        of_squares = tl.where(is_nan, float("nan"), tl.where(empty, 0.0, squares * square_factor))
+        tl.store(square + out, of_squares, mask=first)
     if DELTA:
-        tl.store(delta + out, tl.where(is_nan, NAN, tl.where(empty, 0.0, deltas * factor)), mask=first)
+        tl.store(delta + out, tl.where(is_nan, float("nan"), tl.where(empty, 0.0, deltas * factor)), mask=first)
     if MARK:
         if PRODUCT:
             # as Bound of csrc/cpu/kde.cpp, with norms in float32
@@ -271,7 +271,7 @@ def kde_kernel(
             wide = wide - slopes[:, None] * (a - c[None, :])
         if VALUES == SLOPE and PER != DATUM:
             factor = factor * inverse
-        wide = tl.where(is_nan[:, None], NAN, tl.where(empty[:, None], 0.0, wide * factor[:, None]))
+        wide = tl.where(is_nan[:, None], float("nan"), tl.where(empty[:, None], 0.0, wide * factor[:, None]))
         place = values + out[:, None] * dv + cols[None, :]
         tl.store(place, wide.to(values.dtype.element_ty), mask=rows[:, None] & (cols < dv)[None, :])
 

@@ -77,10 +77,10 @@ def write_row(
 @triton.jit
 def norm_kernel(
     x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias, summed, out, tokens, columns,
-    eps, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt, ss0, ss1, ss2, sst, sc0, sc1, sc2, sct, sw, sb,
-    NORM: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr, GATE_TABLE: tl.constexpr, SHIFT: tl.constexpr,
-    SHIFT_TABLE: tl.constexpr, SCALE: tl.constexpr, SCALE_TABLE: tl.constexpr, WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr
+    sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt, ss0, ss1, ss2, sst, sc0, sc1, sc2, sct, sw, sb,
+    NORM: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr, GATE_TABLE: tl.constexpr,
+    SHIFT: tl.constexpr, SHIFT_TABLE: tl.constexpr, SCALE: tl.constexpr, SCALE_TABLE: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One row a program; NORM: 0 none, 1 layer, 2 RMS."""
     i = tl.program_id(0).to(tl.int64)
@@ -119,7 +119,7 @@ def norm_kernel(
     if NORM == 1:
         rest = divide(tl.sum(d, 0) + rest, count)
     variance = divide(tl.sum(squares, 0) + tl.zeros([1], kind), count) - rest * rest
-    rstd = divide(tl.full([1], 1.0, kind), square_root(tl.where(variance < 0.0, 0.0, variance) + eps))
+    rstd = divide(tl.full([1], 1.0, kind), square_root(tl.where(variance < 0.0, 0.0, variance) + EPS))
     for k in tl.static_range(CHUNKS):
         c = lane + k * BLOCK
         mask = c < columns
@@ -158,10 +158,10 @@ def norm_modulate(found: list[Tensor], *args: Any) -> None:
     steps = tuple(0 if t is None else t.stride(0) for t in (gate_table, shift_table, scale_table, weight, bias))
     with launching(x):
         norm_kernel[(batch * tokens,)](
-            *(x if t is None else t for t in args[:10]), found[0], found[-1], tokens, columns, eps,
+            *(x if t is None else t for t in args[:10]), found[0], found[-1], tokens, columns,
             *x.stride(), *_strides(branch), *_strides(gate), steps[0], *_strides(shift), steps[1], *_strides(scale),
             steps[2], steps[3], steps[4],
-            NORM=norm, GATED=branch is not None, GATE=gate is not None, GATE_TABLE=gate_table is not None,
+            NORM=norm, EPS=eps, GATED=branch is not None, GATE=gate is not None, GATE_TABLE=gate_table is not None,
             SHIFT=shift is not None, SHIFT_TABLE=shift_table is not None, SCALE=scale is not None,
             SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None, BIAS=bias is not None, WIDE=wide,
             CHUNKS=triton.cdiv(columns, block), BLOCK=block, **chosen.options,

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from .configurations import configuration
 from .elementary import const, exp
-from .random import GUMBEL, UNIFORM, counters_of, numbers_at, rows_at
+from .random import COUNTERS, GUMBEL, UNIFORM, counters_of, numbers_at, rows_at
 from .strided import launching, load, store
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTERS)
 def absorb_kernel(
     tokens, logits, probability, out, seed_at, step_at, ids, length, size, token_batch, token_stride, logit_batch,
-    logit_stride, probability_stride, mask_id, seed, step, first_id, SCALE: tl.constexpr, GREEDY: tl.constexpr,
-    WIDE: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+    logit_stride, probability_stride, mask_id, seed: tl.int64, step: tl.int64, first_id: tl.int64,
+    SCALE: tl.constexpr, GREEDY: tl.constexpr, WIDE: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr,
+    IDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A position a program: whether it opens (stream 5), and the token that wins the Gumbel race (stream 6)."""
     position = tl.program_id(0).to(tl.int64)
@@ -108,11 +109,11 @@ def first_at_least(cumulative, x, n, rounds):
     return tl.minimum(low, n - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*COUNTERS, "n", "count"))
 def resample_kernel(
-    log_weights, ancestors, new_weights, sizes, work, seed_at, step_at, ids, n, count, rounds, seed, step, stream,
-    first_id, METHOD: tl.constexpr, THRESHOLD: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
-    BLOCK: tl.constexpr
+    log_weights, ancestors, new_weights, sizes, work, seed_at, step_at, ids, n, count, rounds, seed: tl.int64,
+    step: tl.int64, stream, first_id: tl.int64, METHOD: tl.constexpr, THRESHOLD: tl.constexpr, SEED: tl.constexpr,
+    STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A group a program: the effective size, cumulative weights through `work` (2 n), then the offspring's places."""
     g = tl.program_id(0).to(tl.int64)

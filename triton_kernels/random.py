@@ -15,6 +15,9 @@ from .configurations import configuration
 from .elementary import LN2_LO_32, LN2_LO_64, const, horner, log_normal, log_parts, log_sum, mad, pick, square_root
 from .strided import DIMENSIONS, collapse, launching, offset, store
 
+# Of every kernel that draws: they change from call to call, and neither 1 nor a multiple of 16 may cost a compilation.
+COUNTERS = ("seed", "counter1", "step", "first_id", "row")
+
 # The order of math::RandomKind in csrc/math/random.h.
 BITS = tl.constexpr(0)
 UNIFORM = tl.constexpr(1)
@@ -224,17 +227,17 @@ def put(out, base, i, n, n1, n2, n3, s0, s1, s2, s3, x, mask, KIND: tl.constexpr
         store(out, at, x, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTERS)
 def random_kernel(
     out, seed_at, step_at, ids, coefficients, nodes, batch, blocks, first_block, shift, n, batch_stride,
-    n1, n2, n3, s0, s1, s2, s3, seed, counter1, first_id, terms, coefficient_stride, node_stride,
-    KIND: tl.constexpr, WIDE: tl.constexpr, DIMS: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr,
+    n1, n2, n3, s0, s1, s2, s3, seed: tl.int64, counter1: tl.int64, first_id: tl.int64, terms, coefficient_stride,
+    node_stride, KIND: tl.constexpr, WIDE: tl.constexpr, DIMS: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr,
     IDS: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One lane a Philox block; SEED, STEP, IDS: read from memory; SUM: sums of normals, else numbers of KIND."""
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = t < batch * blocks
     b = t // blocks
+    mask = b < batch  # a product may leave 32 bits
     block = first_block + t % blocks
     seed, counter1, sample = counters_of(
         seed_at, step_at, ids, b, seed, counter1, first_id, mask, SEED, STEP, IDS

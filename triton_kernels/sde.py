@@ -15,22 +15,24 @@ from torch import Tensor
 from ..reference import sde as reference
 from .configurations import configuration
 from .elementary import exp, mad
+from .random import COUNTERS
 from .sde_tiles import TERMS, Walk, clipped, coefficient, noise_of, row_of, terms_of, tile_of, total
 from .strided import launching, load, store
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTERS)
 def affine_kernel(
     x, m1, m2, m3, m4, m5, m6, m7, m8, o1, o2, o3, table, row_at, seed_at, step_at, ids, batch, blocks, first_block,
-    shift, n, steps, row, step_stride, sample_stride, row_stride, column_stride, seed, counter1, first_id,
+    shift, n, steps, row: tl.int64, step_stride, sample_stride, row_stride, column_stride, seed: tl.int64,
+    counter1: tl.int64, first_id: tl.int64,
     K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr,
     WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
     CLIP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A Philox block a row of the tile; ROW, SEED, STEP, IDS: read from memory."""
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = t < batch * blocks
     b = t // blocks
+    mask = b < batch  # a product may leave 32 bits
     block = first_block + t % blocks
     row, has_row = row_of(row_at, row, steps, t, ROW)
     base = row * step_stride + b * sample_stride
@@ -61,11 +63,11 @@ def affine_kernel(
         store(o1 if r == 0 else o2 if r == 1 else o3, at, total, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTERS)
 def gram_kernel(
-    a0, a1, a2, a3, a4, a5, a6, a7, a8, sums, seed_at, step_at, ids, blocks, first_block, shift, n, tiles, seed,
-    counter1, first_id, K: tl.constexpr, NOISY: tl.constexpr, WIDE: tl.constexpr, SEED: tl.constexpr,
-    STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, sums, seed_at, step_at, ids, blocks, first_block, shift, n, tiles,
+    seed: tl.int64, counter1: tl.int64, first_id: tl.int64, K: tl.constexpr, NOISY: tl.constexpr, WIDE: tl.constexpr,
+    SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Inner products of a0, K vectors more and the noise, over one tile."""
     b, block, mask, at, inside = tile_of(blocks, first_block, shift, n, tiles, WIDE, BLOCK)

@@ -12,17 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementary import const, exp, mad
+from .random import COUNTERS
 from .sde_tiles import TERMS, Walk, clipped, coefficient, noise_of, row_of, terms_of, tile_of, total
 from .strided import launching, load, store
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTERS)
 def vjp_kernel(
     x, m1, m2, m3, m4, m5, m6, m7, m8, g1, g2, g3, d0, d1, d2, d3, d4, d5, d6, d7, d8, sums, table, row_at, seed_at,
-    step_at, ids, blocks, first_block, shift, n, tiles, steps, row, step_stride, sample_stride, row_stride,
-    column_stride, seed, counter1, first_id, K: tl.constexpr, R: tl.constexpr, NOISY: tl.constexpr,
-    EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr, WANTED: tl.constexpr, SUMS: tl.constexpr, C: tl.constexpr,
-    WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
+    step_at, ids, blocks, first_block, shift, n, tiles, steps, row: tl.int64, step_stride, sample_stride,
+    row_stride, column_stride, seed: tl.int64, counter1: tl.int64, first_id: tl.int64, K: tl.constexpr, R: tl.constexpr,
+    NOISY: tl.constexpr, EXPONENTIAL: tl.constexpr, CLIPPED: tl.constexpr, WANTED: tl.constexpr, SUMS: tl.constexpr,
+    C: tl.constexpr, WIDE: tl.constexpr, ROW: tl.constexpr, SEED: tl.constexpr, STEP: tl.constexpr, IDS: tl.constexpr,
     CLIP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """With h_r the gradient in what result r's coefficients are linear in: sums of h_r over the results for a vector,
