@@ -3,34 +3,38 @@
 As tests/test_triton.py, which runs the quick ones of this file in its process without a GPU.
 """
 
+import itertools
 import os
 
 import pytest
 import test_denoiser_gates as gates
 import test_denoiser_heads as heads
+import test_denoiser_norms as norms
 import torch
 from test_ops import registration_arguments
 
 import fokker
 from fokker import denoiser
 from fokker._op import REGISTRY
+from fokker.triton_kernels import configurations, heads_vjp, norms_vjp
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
-NATIVE = {
+QUICK = {
     gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once"],
-    heads: [
-        "head_dimensions_norms_and_tables",
-        "rotation_alone_norm_alone_and_neither",
-        "layouts_give_the_same_bits",
-        "halves_are_the_float32_result_rounded_once",
-        "gradients_against_float64",
-        "packed_equals_unpacked",
-    ],
+    heads: ["rotation_alone_norm_alone_and_neither", "gradients_against_float64", "packed_equals_unpacked"],
+    norms: ["a_large_mean_does_not_cancel", "mixed_dtypes", "out", "empty"],
 }
+OTHERS = {
+    heads: [
+        "head_dimensions_norms_and_tables", "layouts_give_the_same_bits", "halves_are_the_float32_result_rounded_once",
+    ],
+    norms: ["layouts", "torch_computes_the_same"],
+}  # fmt: skip
+F32, F64 = torch.float32, torch.float64
 OPS = [
     "qk_norm_rope",
     "qk_norm_rope_vjp",
@@ -41,13 +45,25 @@ OPS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [pytest.param(m, n, id=f"{m.__name__[14:]}-{n}") for m, names in NATIVE.items() for n in names]
-)
-def test_quick_as_native(module, name, monkeypatch):
+def native(tests):
+    """Tests of the native backends with the arguments, but for the backend, of their own parametrize marks."""
+    for module, name in ((m, n) for m, names in tests.items() for n in names):
+        marks = [m.args for m in getattr(module, f"test_{name}").pytestmark if m.args[0] != "backend"]
+        for values in itertools.product(*(m[1] for m in marks)):
+            label = "-".join(map(str, (module.__name__[14:], name, *values)))
+            yield pytest.param(module, name, dict(zip((m[0] for m in marks), values, strict=True)), id=label)
+
+
+@pytest.mark.parametrize(("module", "name", "given"), native(QUICK))
+def test_quick_as_native(module, name, given, monkeypatch):
     """What the native backends are held to, Triton is too."""
     monkeypatch.setattr(module, "device_of", lambda backend: DEVICE)
-    getattr(module, f"test_{name}")("triton")
+    getattr(module, f"test_{name}")(backend="triton", **given)
+
+
+@pytest.mark.parametrize(("module", "name", "given"), native(OTHERS))
+def test_as_native(module, name, given, monkeypatch):
+    test_quick_as_native(module, name, given, monkeypatch)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -75,8 +91,6 @@ def test_quick_gates_of_six_dimensions():
 
 def test_quick_heads_of_several_tiles_a_program(monkeypatch):
     """Sums of weights and biases: the same bits every time, and right where a program takes more than one tile."""
-    from fokker.triton_kernels import heads_vjp
-
     monkeypatch.setattr(heads_vjp, "PROGRAMS", 3)
     q, k, *rest = heads.inputs(72, heads=(3, 2), tokens=17, device=DEVICE)
     grads = [torch.randn_like(t) for t in (q, k)]
@@ -86,3 +100,48 @@ def test_quick_heads_of_several_tiles_a_program(monkeypatch):
         want = heads.gradients(q.double(), k.double(), [t.double() for t in rest], [g.double() for g in grads])
     for y, same, w in zip(found, again, want, strict=True):
         assert torch.equal(y, same) and float((y - w).abs().max() / w.abs().max()) <= 1e-6
+
+
+def seam_gradients(shape, kind, norm, affine, dtype, backend):
+    """Results and gradients of a gated residual with norm and modulation in every slot."""
+    width = shape[-1]
+    parts = [norms.normal(*shape, seed=s) for s in (1, 2)]
+    parts += [norms.modulation(kind, shape, s) for s in (3, 4, 5)]
+    parts += [norms.normal(width, seed=s) if affine else None for s in (6, 7)]
+    grads = [norms.normal(*shape, seed=s).to(DEVICE, dtype) for s in (8, 9)]
+
+    def leaf(t):
+        if isinstance(t, tuple):
+            return tuple(leaf(part) for part in t)
+        return None if t is None else t.float().to(DEVICE, dtype).requires_grad_()
+
+    parts = [leaf(t) for t in parts]
+    with fokker.use_backend(backend):
+        found = denoiser.residual_gate_norm_modulate(*parts, 1e-5, norm=norm)
+        return *(y.detach() for y in found), *torch.autograd.grad(found, norms.tensors_of(*parts), grads)
+
+
+def close(got, want, bound):
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        assert float((a - b).abs().max() / b.abs().max()) <= bound
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["held", "chunks"])
+@pytest.mark.parametrize("kind", norms.KINDS)
+def test_quick_norms_of_every_form(kind, long, monkeypatch):
+    """Modulations of all kinds, rows in registers and in chunks, tokens in several blocks."""
+    monkeypatch.setattr(norms_vjp, "norm_token_block", 2)
+    if long:
+        for table in ("norms", "norms_vjp"):
+            monkeypatch.setitem(configurations.CONFIGURATIONS[table], F32, configurations.Configuration(8, 4))
+    form = (2, 3, 19), kind, "rms" if long == (kind in norms.KINDS[::2]) else "layer", kind != "all" or long
+    close(seam_gradients(*form, F32, "triton"), seam_gradients(*form, F64, "reference"), 2e-6)
+
+
+def test_quick_norms_of_the_widest_rows():
+    """16,384 columns; the same bits every time."""
+    form = (1, 2, 16384), "sample", "layer", True
+    found, again = (seam_gradients(*form, F32, "triton") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    close(found, seam_gradients(*form, F64, "reference"), 2e-6)

@@ -40,6 +40,7 @@ from fokker.triton_kernels import (
     kde,
     kde_pairs,
     norms,
+    norms_vjp,
     particles,
     random,
     sde,
@@ -262,7 +263,7 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
 def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
     """A modulated layer norm, the whole seam, one with all tables by RMS in two chunks, and a gated residual alone."""
     names = ("GATED", "GATE", "GATE_TABLE", "SHIFT", "SHIFT_TABLE", "SCALE", "SCALE_TABLE", "WEIGHT", "BIAS")
-    plain = {"NORM": 1, "EPS": 1e-6, "CHUNKS": 1, "WIDE": dtype is torch.float64, **dict.fromkeys(names, False)}
+    plain = {"NORM": 1, "CHUNKS": 1, "EPS": 1e-6, "WIDE": dtype is torch.float64, **dict.fromkeys(names, False)}
     seam = {**plain, **dict.fromkeys(("GATED", "GATE", "SHIFT", "SCALE"), True)}
     forms = {
         "layer": {**plain, "SHIFT": True, "SCALE": True},
@@ -272,6 +273,30 @@ def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
     }
     for name, constants in forms.items():
         yield Variant(f"norms {name}", "norms", norms.norm_kernel, dtype, norms.POINTERS, constants)
+    results = ("TO_X", "TO_BRANCH", "TO_GATE", "TO_SCALE", "SUM_P", "SUM_GATE", "WEIGHTED")
+    plain |= {**dict.fromkeys(results, False), "NORMED": True, "ABOVE": False, "LONG": False}
+    plain |= {"TOKENS": norms_vjp.norm_token_block}
+    packed = dict.fromkeys(("sx2", "sh2", "sg2", "sgt", "sc2", "sct", "sa2", "sd2", "sw", "sb"), 1)
+    for name in ("SHIFT", "SHIFT_TABLE", "CHUNKS"):
+        del plain[name]
+    gated = {**plain, **dict.fromkeys(("GATED", "GATE", "ABOVE", "TO_X", "TO_BRANCH", "SUM_GATE"), True)}
+    seam = {**gated, "SCALE": True, "SUM_P": True}
+    tables = {**seam, **dict.fromkeys(("GATE_TABLE", "SCALE_TABLE", "WEIGHT", "BIAS", "WEIGHTED"), True)}
+    token = {**tables, "NORM": 2, "TO_GATE": True, "TO_SCALE": True, "SUM_GATE": False}
+    forms = {
+        "layer backward": {**plain, "SCALE": True, "TO_X": True, "SUM_P": True},
+        "seam backward": seam,
+        "tables backward": tables,
+        "rms per token backward": token,
+        "gate backward": {**gated, "NORM": 0, "NORMED": False},
+        # of long rows, and of those whose columns lie apart
+        "backward, long": {**tables, "LONG": True},
+        "rms backward, long": {**token, "LONG": True},
+    }
+    for name, constants in forms.items():
+        if not constants["LONG"]:
+            constants |= packed
+        yield Variant(f"norms {name}", "norms_vjp", norms_vjp.norm_vjp_kernel, dtype, norms_vjp.POINTERS, constants)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

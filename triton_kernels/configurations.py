@@ -45,6 +45,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "heads": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "heads_vjp": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "gates": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
+    "norms_vjp": {torch.float32: Configuration(2048, 8), torch.float64: Configuration(1024, 8)},
     "norms": {torch.float32: Configuration(2048, 8), torch.float64: Configuration(2048, 16)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }

@@ -1,4 +1,4 @@
-"""Modulated norms and gated residuals in Triton: the formulas of csrc/cuda/norms.cu, forward.
+"""Modulated norms and gated residuals in Triton: the formulas of csrc/cuda/norms.cu.
 
 A program takes a row: in registers where it fits a block, else in as many chunks, read again from the caches for its
 statistics. Bytes: x, branch and per-token modulations once, results once.
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .elementary import divide, mad, square_root
+from .elementary import const, divide, mad, square_root
 from .strided import launching, load, store
 
 #: the kernel's pointers by what they point to (tools/triton_aot.py)
@@ -38,17 +38,22 @@ def row_of(
     x, branch, gate, gate_table, b, t, c, mask, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt,
     GATED: tl.constexpr, GATE: tl.constexpr, GATE_TABLE: tl.constexpr
 ):  # fmt: skip
-    """x, or x + gate branch, of columns c of row (b, t)."""
+    """x + gate branch, or x, of columns c of row (b, t); the branch (or x), and the gate (or 1)."""
     v = load(x, b * sx0 + t * sx1 + c * sx2, mask, 0.0)
+    h = v
+    factor = const(v, 1.0)
     if GATED:
         h = load(branch, b * sh0 + t * sh1 + c * sh2, mask, 0.0).to(v.dtype)
-        if GATE:
-            at = b * sg0 + t * sg1 + c * sg2
-            h = mad(modulation(gate, at, gate_table, sgt, c, mask, v, GATE, GATE_TABLE), h, v)
-        else:
-            h = h + v
-        v = h
-    return v
+        factor = modulation(gate, b * sg0 + t * sg1 + c * sg2, gate_table, sgt, c, mask, factor, GATE, GATE_TABLE)
+        v = mad(factor, h, v)
+    return v, h, factor
+
+
+@triton.jit
+def rstd_of(variance, EPS: tl.constexpr):
+    """1 / sqrt(variance + EPS) of one number, which rounding may have made negative."""
+    variance = tl.where(variance < 0.0, 0.0, variance) + const(variance, EPS)
+    return divide(const(variance, 1.0), square_root(variance))
 
 
 @triton.jit
@@ -78,9 +83,9 @@ def write_row(
 def norm_kernel(
     x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias, summed, out, tokens, columns,
     sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt, ss0, ss1, ss2, sst, sc0, sc1, sc2, sct, sw, sb,
-    NORM: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr, GATE_TABLE: tl.constexpr,
-    SHIFT: tl.constexpr, SHIFT_TABLE: tl.constexpr, SCALE: tl.constexpr, SCALE_TABLE: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr
+    NORM: tl.constexpr, GATED: tl.constexpr, GATE: tl.constexpr, GATE_TABLE: tl.constexpr, SHIFT: tl.constexpr,
+    SHIFT_TABLE: tl.constexpr, SCALE: tl.constexpr, SCALE_TABLE: tl.constexpr, WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr, EPS: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One row a program; NORM: 0 none, 1 layer, 2 RMS."""
     i = tl.program_id(0).to(tl.int64)
@@ -90,7 +95,7 @@ def norm_kernel(
     lane = tl.arange(0, BLOCK).to(tl.int64)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
     count = (tl.zeros([1], tl.int64) + columns).to(kind)
-    first = row_of(
+    first, _, _ = row_of(
         x, branch, gate, gate_table, b, t, lane, lane < columns, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt,
         GATED, GATE, GATE_TABLE,
     )  # fmt: skip
@@ -99,16 +104,17 @@ def norm_kernel(
         total = first
         for k in tl.static_range(1, CHUNKS):
             c = lane + k * BLOCK
-            total += row_of(
+            v, _, _ = row_of(
                 x, branch, gate, gate_table, b, t, c, c < columns, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt,
                 GATED, GATE, GATE_TABLE,
             )  # fmt: skip
+            total += v
         mean = divide(tl.sum(total, 0) + mean, count)
     d = tl.where(lane < columns, first - mean, 0.0)
     squares = d * d
     for k in tl.static_range(1, CHUNKS):
         c = lane + k * BLOCK
-        v = row_of(
+        v, _, _ = row_of(
             x, branch, gate, gate_table, b, t, c, c < columns, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt,
             GATED, GATE, GATE_TABLE,
         )  # fmt: skip
@@ -118,14 +124,13 @@ def norm_kernel(
     rest = tl.zeros([1], kind)
     if NORM == 1:
         rest = divide(tl.sum(d, 0) + rest, count)
-    variance = divide(tl.sum(squares, 0) + tl.zeros([1], kind), count) - rest * rest
-    rstd = divide(tl.full([1], 1.0, kind), square_root(tl.where(variance < 0.0, 0.0, variance) + EPS))
+    rstd = rstd_of(divide(tl.sum(squares, 0) + tl.zeros([1], kind), count) - rest * rest, EPS)
     for k in tl.static_range(CHUNKS):
         c = lane + k * BLOCK
         mask = c < columns
         v = first
         if k > 0:
-            v = row_of(
+            v, _, _ = row_of(
                 x, branch, gate, gate_table, b, t, c, mask, sx0, sx1, sx2, sh0, sh1, sh2, sg0, sg1, sg2, sgt,
                 GATED, GATE, GATE_TABLE,
             )  # fmt: skip
@@ -139,7 +144,7 @@ def norm_kernel(
             )  # fmt: skip
 
 
-def _strides(t: Tensor | None) -> tuple[int, int, int]:
+def strides(t: Tensor | None) -> tuple[int, int, int]:
     """Strides of (batch, tokens, columns), 0 where a dimension is one entry for all."""
     if t is None:
         return 0, 0, 0
@@ -159,10 +164,10 @@ def norm_modulate(found: list[Tensor], *args: Any) -> None:
     with launching(x):
         norm_kernel[(batch * tokens,)](
             *(x if t is None else t for t in args[:10]), found[0], found[-1], tokens, columns,
-            *x.stride(), *_strides(branch), *_strides(gate), steps[0], *_strides(shift), steps[1], *_strides(scale),
+            *x.stride(), *strides(branch), *strides(gate), steps[0], *strides(shift), steps[1], *strides(scale),
             steps[2], steps[3], steps[4],
-            NORM=norm, EPS=eps, GATED=branch is not None, GATE=gate is not None, GATE_TABLE=gate_table is not None,
+            NORM=norm, GATED=branch is not None, GATE=gate is not None, GATE_TABLE=gate_table is not None,
             SHIFT=shift is not None, SHIFT_TABLE=shift_table is not None, SCALE=scale is not None,
-            SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None, BIAS=bias is not None, WIDE=wide,
+            SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None, BIAS=bias is not None, EPS=eps, WIDE=wide,
             CHUNKS=triton.cdiv(columns, block), BLOCK=block, **chosen.options,
         )  # fmt: skip

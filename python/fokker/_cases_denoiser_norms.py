@@ -67,7 +67,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 gentle=make.gentle,  # type: ignore[attr-defined]
                 gradients=tuple(range(1 + len(kinds))),
                 elementwise=False,
-                backends=("reference", "cpu", "cuda", "emu"),
                 flops=flops,
             )
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._elementwise import reduce_to
-from ._op import Kernel, Op, native_kernels
+from ._op import Kernel, Op, native_kernels, triton_kernel
 from .reference import denoiser_norms as reference
 
 SLOTS = ("x", "branch", "gate", "gate_table", "shift", "shift_table", "scale", "scale_table", "weight", "bias")
@@ -238,7 +238,7 @@ norm_vjp = Op(
     tensors=_COUNT + 2,
     reference=_vjp_reference,
     fake=_vjp_fake,
-    kernels=native_kernels(_vjp_kernel),
+    kernels={**native_kernels(_vjp_kernel), "triton": triton_kernel(_vjp_kernel, "norms_vjp")},
 )
 
 norm_modulate = Forward("denoiser_norm", gated=False, normed=True).op
