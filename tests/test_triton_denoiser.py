@@ -4,24 +4,22 @@ As tests/test_triton.py, which runs the quick ones of this file in its process w
 """
 
 import itertools
-import os
 
 import pytest
 import test_denoiser_gates as gates
 import test_denoiser_heads as heads
 import test_denoiser_norms as norms
 import torch
+from interpreting import DEVICE, RUNS
 from test_ops import registration_arguments
 
 import fokker
 from fokker import denoiser
 from fokker._op import REGISTRY
-from fokker.triton_kernels import configurations, heads_vjp, norms_vjp
+from fokker.triton_kernels import configurations
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+heads_vjp = pytest.importorskip("fokker.triton_kernels.heads_vjp")
+norms_vjp = pytest.importorskip("fokker.triton_kernels.norms_vjp")
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
 QUICK = {
     gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once"],
@@ -35,14 +33,7 @@ OTHERS = {
     norms: ["layouts", "torch_computes_the_same"],
 }  # fmt: skip
 F32, F64 = torch.float32, torch.float64
-OPS = [
-    "qk_norm_rope",
-    "qk_norm_rope_vjp",
-    "qkv_norm_rope",
-    "qkv_norm_rope_vjp",
-    "gated_activation",
-    "gated_activation_vjp",
-]
+OPS = [n for n in REGISTRY if n.startswith(("denoiser_norm", "denoiser_gate", "qk", "gated_activation"))]
 
 
 def native(tests):
