@@ -59,7 +59,9 @@ def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     if found is None:
         if len(_scalars) > 4096:
             _scalars.clear()
-        found = _scalars[value, dtype] = torch.tensor(value, dtype=dtype)
+        # neither an inference tensor, which no later call could save, nor one of the caller's default device
+        with torch.inference_mode(False):
+            found = _scalars[value, dtype] = torch.tensor(value, dtype=dtype, device=device)
     return found
 
 

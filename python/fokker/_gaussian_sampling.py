@@ -48,7 +48,7 @@ def sample(
         w = mixture.weights.double()
         at = random.uniform(n, dtype=torch.float64, stream=_COMPONENT, **place)
         share = w.cumsum(0) / w.sum()
-        last = int(w.nonzero()[-1])
+        last = torch.where(w > 0, torch.arange(len(w), device=w.device), 0).amax()
         label = torch.searchsorted(share, at).clamp(max=last)  # u in (0, 1]: a component of weight 0 has no u
         f = mixture.factors()
         wide = mixture.dim + (f.base.shape[-1] if f.kind == "lowrank" else 0)  # type: ignore[union-attr]

@@ -90,8 +90,8 @@ def _denoised(model: Denoiser, name: str, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _finite(loss: Tensor, **named: Tensor) -> Tensor:
-    """The mean of the samples' losses, all finite."""
-    if not bool(loss.isfinite().all()):
+    """The mean of the samples' losses, all finite; a GPU is not waited for."""
+    if not loss.is_cuda and not bool(loss.isfinite().all()):
         for name, t in named.items():
             bad = (~t.detach().isfinite()).flatten(1).any(1) if t.dim() > 1 else ~t.detach().isfinite()
             if bool(bad.any()):

@@ -35,7 +35,14 @@ def _check(z: Tensor, prototypes: Tensor, labels: Tensor | None = None, assignme
         raise ValueError(f"assignment must be {(len(z), prototypes.shape[1])}, got {tuple(assignment.shape)}")
 
 
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, labels: Tensor | None = None) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    labels: Tensor | None = None,
+    *,
+    groups: int | None = None,
+) -> Tensor:
     r"""Balanced soft assignment ``diag(u) exp(scores / epsilon) diag(v)`` (Sinkhorn and Knopp 1967; Cuturi 2013).
 
     Each iteration scales columns to equal sums, then rows to sum one: rows sum to one whatever ``iterations``, columns
@@ -43,6 +50,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, labels:
 
     Args:
         scores: ``(N, K)``. labels: ``(N,)`` groups, each balanced by itself (columns tend to N_c / K); one without.
+        groups: how many there are; None: the largest label and one, for which a GPU is waited for.
 
     Returns:
         ``(N, K)``, rows on the simplex. Differentiable.
@@ -53,13 +61,15 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, labels:
         raise ValueError(f"scores must be (N, K), got {tuple(scores.shape)}")
     if not len(scores):
         return scores.clone()
-    group = torch.zeros(len(scores), dtype=torch.int64, device=scores.device) if labels is None else labels
-    at, shape = group[:, None].expand_as(scores), (int(group.max()) + 1, scores.shape[1])
+    if labels is None:
+        labels, groups = torch.zeros(len(scores), dtype=torch.int64, device=scores.device), 1
+    count = int(labels.max()) + 1 if groups is None else groups
+    at, shape = labels[:, None].expand_as(scores), (count, scores.shape[1])
     logs = scores / epsilon
     for _ in range(iterations):
         top = logs.detach().new_full(shape, -math.inf).scatter_reduce(0, at, logs.detach(), "amax")
-        sums = logs.new_zeros(shape).scatter_add(0, at, (logs - top[group]).exp())
-        logs = (logs - top[group] - sums[group].log()).log_softmax(1)
+        sums = logs.new_zeros(shape).scatter_add(0, at, (logs - top[labels]).exp())
+        logs = (logs - top[labels] - sums[labels].log()).log_softmax(1)
     return logs.exp()
 
 
@@ -85,7 +95,7 @@ def assign(
     with torch.no_grad():
         cosines = (z @ prototypes.flatten(0, 1).t()).view(len(z), *prototypes.shape[:2])
         own = cosines[torch.arange(len(z), device=z.device), labels]
-        out = sinkhorn(own, epsilon, iterations, labels)
+        out = sinkhorn(own, epsilon, iterations, labels, groups=len(prototypes))
         return out if keep is None else prune(out, min(keep, out.shape[1]))
 
 

@@ -70,8 +70,8 @@ def ar_dae_loss(model: Score, y: Tensor, u: float | Tensor, *, seed: int | None 
     y ``(B, ...)``; u > 0 a number or ``(B,)``, annealed by the caller (published: 0.05 to 0.001 of the data's range);
     n of stream TRAINING_NOISE. The mean is over all elements.
     """
-    size = u if isinstance(u, Tensor) else torch.tensor(float(u))
-    if size.dim() > 1 or not bool((size > 0).all()):
+    size = u if isinstance(u, Tensor) else torch.full((), float(u), dtype=y.dtype, device=y.device)
+    if size.dim() > 1 or (not size.is_cuda and not bool((size > 0).all())):
         raise ValueError(f"u must be > 0, a number or ({y.shape[0]},), got {u}")
     place = {"seed": seed, "step": step, "stream": Stream.TRAINING_NOISE, "dtype": y.dtype, "device": y.device}
     n, size = random.normal(y.shape[0], tuple(y.shape[1:]), **place), spread(size, state(y))
