@@ -140,7 +140,7 @@ def _from_numpy(op: str, name: str, value: Any) -> Any:
 def _call_numpy(op: Op, names: tuple[str, ...], values: tuple[Any, ...], extra: tuple[Any, ...], out: Any) -> Any:
     as_tensors = [_from_numpy(op.name, n, v) for n, v in zip(names, values, strict=True)]
     if not any(isinstance(v, Tensor) for v in as_tensors):
-        as_tensors[-1] = torch.tensor(float(as_tensors[-1]), dtype=torch.float64)
+        as_tensors[-1] = torch.tensor(float(as_tensors[-1]), dtype=torch.float64, device="cpu")
     tensors = promote(op.name, names, tuple(as_tensors), torch.float64)
     if out is None:
         with torch.no_grad():

@@ -92,7 +92,7 @@ def joint_of(now: Parameters) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]
     """(x, shares) -> the log densities of points (n,), and the joint ones or the shares (K, n)."""
     d, log_w = now.means.shape[1], torch.log(now.weights)
     if now.kind == "lowrank":
-        factors, one = now.factors(), torch.ones(1, dtype=torch.float64)
+        factors, one = now.factors(), torch.ones(1, dtype=torch.float64, device="cpu")
 
         def low_rank(x: Tensor, shares: bool) -> tuple[Tensor, Tensor]:
             logits = []
@@ -113,7 +113,7 @@ def _empty(now: Parameters) -> tuple[Tensor, ...]:
     k, d = now.means.shape
     shape = {"isotropic": (k,), "diag": (k, d), "full": (k, d, d), "tied": (1, d, d)}.get(now.kind)
     zeros = [(k,), (k, d), shape if shape is not None else tuple(now.covariance[0].shape), (k,)]
-    return tuple(torch.zeros(s, dtype=torch.float64) for s in zeros)
+    return tuple(torch.zeros(s, dtype=torch.float64, device="cpu") for s in zeros)
 
 
 def _accumulate(sums: tuple[Tensor, ...], now: Parameters, share: Tensor, x: Tensor) -> None:
@@ -168,7 +168,7 @@ def _low_rank_step(sums: Sums, last: Parameters, safe: Tensor, shift: Tensor, fl
     # t' = tr(A - A W M^-1 W'^T) / d. All of A that is needed is A W and its trace.
     w, t = last.covariance
     d, rank = w.shape[1:]
-    unit = torch.eye(rank, dtype=torch.float64)
+    unit = torch.eye(rank, dtype=torch.float64, device="cpu")
     aw = sums.second / safe[:, None, None] - shift[:, :, None] * (shift[:, None, :] @ w)
     trace = sums.square / safe - shift.square().sum(1)
     m = w.mT @ w + t[:, None, None] * unit

@@ -108,7 +108,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _rows(self, x: Tensor, y: Any, sample_weight: Any) -> Rows:
         if sample_weight is None:
-            w = torch.ones(len(x), dtype=torch.float64)
+            w = torch.ones(len(x), dtype=torch.float64, device="cpu")
         else:
             given = _check_sample_weight(sample_weight, x.numpy(), dtype=np.float64, copy=True)
             if (given < 0).any():

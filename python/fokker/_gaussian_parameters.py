@@ -182,7 +182,7 @@ class Mixture:
         with torch.no_grad():
             s = self._symmetric()
             jitter = 1e-6 * s.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
-            unit = torch.eye(self.dim, dtype=s.dtype)
+            unit = torch.eye(self.dim, dtype=s.dtype, device=s.device)
             if bool(torch.linalg.cholesky_ex(s + jitter * unit)[1].any()):
                 self.spectrum()  # which says so where it is not
         self._checked = source._version

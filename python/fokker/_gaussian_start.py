@@ -29,7 +29,7 @@ def plus_plus(x: Tensor, w: Tensor, count: int, random: np.random.RandomState, g
     Vassilvitskii 2007, section 5); without it rows are drawn by weight alone.
     """
     chosen = list(given)
-    gap = _gaps(x, given).amin(1) if len(given) else torch.full((len(x),), math.inf, dtype=torch.float64)
+    gap = _gaps(x, given).amin(1) if len(given) else torch.full((len(x),), math.inf, dtype=torch.float64, device="cpu")
     left = torch.where(gap > 0, w, 0.0)
     trials = 2 + int(math.log(count)) if greedy else 1
     for _ in range(count - len(given)):
@@ -63,7 +63,7 @@ def start(
                 w = rows.weights[mine].double()[:, None]
                 known.append((rows.x[mine].double() * w).sum(0) / w.sum())
                 where.append(k)
-    given = torch.stack(known) if known else torch.zeros(0, rows.x.shape[1], dtype=torch.float64)
+    given = torch.stack(known) if known else torch.zeros(0, rows.x.shape[1], dtype=torch.float64, device="cpu")
     use = unknown if bool((unknown > 0).any()) else rows.weights
     sample, w = systematic(rows.x.double(), use.double(), max(_SEED_ROWS, 16 * count), random)
     if isinstance(init, Tensor):
@@ -79,7 +79,7 @@ def start(
         if init == "k-means++":
             picked = _lloyd(z, w, picked, len(held))
         rest = [k for k in range(count) if k not in where]
-        centres = torch.empty(count, rows.x.shape[1], dtype=torch.float64)
+        centres = torch.empty(count, rows.x.shape[1], dtype=torch.float64, device="cpu")
         centres[where + rest] = picked * scale + centre
         centres[where] = given
     return _clusters(rows, kind, centres, rank, floor)
@@ -89,7 +89,7 @@ def _lloyd(x: Tensor, w: Tensor, centres: Tensor, held: int) -> Tensor:
     """A few steps of k-means; the first ``held`` centres stay."""
     for _ in range(_LLOYD):
         nearest = _gaps(x, centres).argmin(1)
-        mass = torch.zeros(len(centres), dtype=torch.float64).index_add_(0, nearest, w)
+        mass = torch.zeros(len(centres), dtype=torch.float64, device="cpu").index_add_(0, nearest, w)
         sums = torch.zeros_like(centres).index_add_(0, nearest, w[:, None] * x)
         moved = torch.where((mass > 0)[:, None], sums / mass.clamp(min=1e-300)[:, None], centres)
         moved[:held] = centres[:held]
@@ -115,7 +115,7 @@ def _clusters(rows: Rows, kind: str, centres: Tensor, rank: int, floor: float) -
         "full": lambda: torch.diag(spread).expand(k, d, d).clone(),
         "tied": lambda: torch.diag(spread)[None].clone(),
     }
-    equal = torch.full((k,), 1 / k, dtype=torch.float64)
+    equal = torch.full((k,), 1 / k, dtype=torch.float64, device="cpu")
     if kind != "lowrank":
         blank = Parameters(kind, equal, centres, (shape[kind](),))
         return maximise(expect(rows, blank, nearest), blank, floor)
@@ -127,7 +127,7 @@ def _clusters(rows: Rows, kind: str, centres: Tensor, rank: int, floor: float) -
 def _spectra(rows: Rows, label: Tensor, rough: Parameters, rank: int, floor: float) -> tuple[Tensor, Tensor]:
     """Principal axes of the clusters (Tipping and Bishop 1999: the maximum-likelihood W and t of each)."""
     k, d = rough.means.shape
-    w = torch.zeros(k, d, rank, dtype=torch.float64)
+    w = torch.zeros(k, d, rank, dtype=torch.float64, device="cpu")
     t = rough.covariance[0].mean(1).clone()
     for i in range(k):
         mine = (label == i) & (rows.weights > 0)
@@ -137,7 +137,7 @@ def _spectra(rows: Rows, label: Tensor, rough: Parameters, rank: int, floor: flo
         weight = rows.weights[mine].double()
         z = (rows.x[mine].double() - rough.means[i]) * torch.sqrt(weight / weight.sum())[:, None]
         _, s, axes = torch.linalg.svd(z, full_matrices=False)
-        e = torch.zeros(rank, dtype=torch.float64)
+        e = torch.zeros(rank, dtype=torch.float64, device="cpu")
         found = min(rank, len(s))
         e[:found] = s[:found].square()
         t[i] = ((s.square().sum() - e.sum()) / max(1, d - rank)).clamp(min=floor)
@@ -156,7 +156,7 @@ def split_and_merge(
     k = len(now.means)
     sample, w = systematic(rows.x.double(), rows.weights.double(), 4096, random)
     share, log_density = _posterior(sample, now)
-    fixed = torch.zeros(k, dtype=torch.bool)
+    fixed = torch.zeros(k, dtype=torch.bool, device="cpu")
     if rows.labels is not None:
         fixed[rows.labels[rows.labels >= 0].unique()] = True
     share = share * w[:, None]
@@ -197,10 +197,10 @@ def _moved(now: Parameters, i: int, j: int, c: int, floor: float) -> Parameters:
     between = p * q * gap
     if now.kind == "isotropic":
         covariance[0][i] = p * first[i] + q * first[j] + (between * gap).sum() / d
-        axis, variance = torch.eye(d, dtype=torch.float64)[0], first[c]
+        axis, variance = torch.eye(d, dtype=torch.float64, device="cpu")[0], first[c]
     elif now.kind == "diag":
         covariance[0][i] = p * first[i] + q * first[j] + between * gap
-        axis, variance = torch.eye(d, dtype=torch.float64)[int(first[c].argmax())], first[c].max()
+        axis, variance = torch.eye(d, dtype=torch.float64, device="cpu")[int(first[c].argmax())], first[c].max()
     elif now.kind == "lowrank":
         axes, s, _ = torch.linalg.svd(first[c], full_matrices=False)
         axis, variance = axes[:, 0], s[0].square() + now.covariance[1][c]

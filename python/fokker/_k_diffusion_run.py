@@ -68,7 +68,9 @@ class Run:
     ) -> None:  # fmt: skip
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-        self.sigmas = sigmas if isinstance(sigmas, Tensor) else torch.as_tensor(sigmas, dtype=torch.float32)
+        self.sigmas = (
+            sigmas if isinstance(sigmas, Tensor) else torch.as_tensor(sigmas, dtype=torch.float32, device="cpu")
+        )
         self.levels: np.ndarray = self.sigmas.detach().cpu().double().numpy()
         if self.levels.ndim != 1 or len(self.levels) < 2:
             raise ValueError(f"sigmas must have shape (steps + 1,), got {tuple(self.sigmas.shape)}")
@@ -119,7 +121,7 @@ class Run:
         if rows.noise[i] == 0:
             return affine_step(x, terms, rows.quiet, row=i, results=rows.results)
         if self.noise_sampler is not None:
-            noise = self.noise_sampler(self.sigmas[i], torch.as_tensor(to).to(self.sigmas))
+            noise = self.noise_sampler(self.sigmas[i], torch.full_like(self.sigmas[i], to))
             return affine_step(x, (*terms, noise), rows.table, row=i, results=rows.results)
         place = self.drawn(i if number is None else number)
         return affine_step(x, terms, rows.table, row=i, results=rows.results, **place)

@@ -116,7 +116,7 @@ def _named(kernel: str) -> str:
 
 
 def _tensor(function: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
-    t = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=device)
+    t = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=device or "cpu")
     check_dense(function, name, t)
     if t.is_complex():
         raise TypeError(f"{function}: {name} must be real, got dtype {t.dtype}")

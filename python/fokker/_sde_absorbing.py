@@ -151,7 +151,7 @@ class Unmask:
                         wanted = self._wanted(tokens, process, chances, i + 1, seed, sample_ids)
         if bar is not None:
             bar.close()
-        return Run(tokens, calls, t, torch.empty(0, size[0], dtype=torch.float64), ()) if full else tokens
+        return Run(tokens, calls, t, torch.empty(0, size[0], dtype=torch.float64, device="cpu"), ()) if full else tokens
 
     def _wanted(
         self, tokens: Tensor, process: Absorbing, chances: list[float], first: int, seed: Any, ids: Any

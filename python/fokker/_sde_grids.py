@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def _fractions(process: Any, steps: int, to_zero: bool | None) -> tuple[Tensor, 
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
     zero = process.to_zero if to_zero is None else to_zero
     count = steps if zero else steps + 1
-    return torch.linspace(0.0, 1.0, count, dtype=torch.float64), zero
+    return torch.linspace(0.0, 1.0, count, dtype=torch.float64, device="cpu"), zero
 
 
 def _finish(times: Tensor, zero: bool) -> Tensor:
@@ -33,7 +34,7 @@ def _finish(times: Tensor, zero: bool) -> Tensor:
 def uniform(process: Any, steps: int, *, to_zero: bool | None = None) -> Tensor:
     """Equal steps in time (with ``to_zero``: from t_max to 0 itself)."""
     _, zero = _fractions(process, steps, to_zero)
-    return torch.linspace(process.t_max, 0.0 if zero else process.t_min, steps + 1, dtype=torch.float64)
+    return torch.linspace(process.t_max, 0.0 if zero else process.t_min, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def karras(process: Process, steps: int, *, rho: float = 7.0, to_zero: bool | None = None) -> Tensor:
@@ -63,7 +64,7 @@ def logit_normal(
     positive(std=std)
     _, zero = _fractions(process, steps, to_zero)
     last = 0.0 if zero else process.t_min
-    u = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    u = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device="cpu")
     return last + (process.t_max - last) * torch.sigmoid(mean + std * torch.special.ndtri(u))
 
 
@@ -86,7 +87,7 @@ def _pinned(times: Tensor, process: Process) -> Tensor:
 
 def times_of_sigmas(process: Process, sigmas: Any) -> Tensor:
     """The times of given sigma / alpha, which must decrease and be finite and >= 0; 0 is time 0."""
-    s = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
+    s = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").cpu()
     if s.dim() != 1 or len(s) < 2:
         raise ValueError(f"sigmas must be a sequence of two or more, got shape {tuple(s.shape)}")
     if not bool(s.isfinite().all()) or bool((s < 0).any()):
@@ -102,7 +103,7 @@ def check_times(process: Any, times: Any, forward: bool = False) -> Tensor:
 
     ``(B, n)``: of each sample.
     """
-    t = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
+    t = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach().cpu()
     if t.dim() == 2 and len(t):
         return torch.stack([check_times(process, row, forward) for row in t])
     if t.dim() != 1 or len(t) < 2:
@@ -130,7 +131,8 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 def make_times(process: Any, steps: int | None, times: Any, grid: str | Callable[..., Tensor], forward: bool) -> Tensor:
     """The times of a run: those given, or a grid's."""
     if times is not None:
-        count = torch.as_tensor(times).shape[-1] if torch.as_tensor(times).dim() else 0
+        shape = np.shape(times)  # of a tensor too, wherever it is
+        count = shape[-1] if shape else 0
         if steps is not None and count != steps + 1:
             raise ValueError(f"times must hold steps + 1 = {steps + 1} numbers, got {count}")
         return check_times(process, times, forward)

@@ -275,7 +275,7 @@ def sample_with_log_density(
             dt, w = float(t[i] - t[i + 1]), row.results["x"]
             p, q = conversion(process, float(t[i]), prediction, "score")
             m = model(x, torch.full((x.shape[0],), float(t[i]), dtype=dtype, device=x.device), **(condition or {}))
-            weights = torch.tensor([w["x"] + w["m0"] * p, w["m0"] * q, 0.0, w["z"]], dtype=torch.float64)
+            weights = torch.tensor([w["x"] + w["m0"] * p, w["m0"] * q, 0.0, w["z"]], dtype=torch.float64, device="cpu")
             x, products = affine_step(
                 x, [m, x], weights.to(dtype).to(x.device), step=i, stream=Stream.PREDICTOR, dots=True, **place
             )

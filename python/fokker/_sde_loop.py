@@ -58,16 +58,16 @@ class Loop:
         x = state.x
         batch, dtype, device = x.shape[0], x.dtype, x.device
         self.tables = self.plan.to(dtype, device)
-        times = torch.as_tensor(self.plan.times, dtype=torch.float64)
+        times = torch.as_tensor(self.plan.times, dtype=torch.float64, device="cpu")
         if self.edm is not None:
             self.scales = [(float(self.edm.sigma(v)) ** 2 + self.edm.sigma_data**2) ** -0.5 for v in times.tolist()]
             times = torch.log(self.edm.sigma(times)) / 4
         self.times, self.targets = (
             (c if c.dim() == 2 else c[:, None].repeat(1, batch)).to(dtype).to(device)
-            for c in (times, torch.as_tensor(self.plan.targets))
+            for c in (times, torch.as_tensor(self.plan.targets, device="cpu"))
         )
         shares = [(op.share, 1 - op.share) for op in self.plan.ops if op.call is not None]
-        self.shares = torch.tensor(shares, dtype=torch.float64).to(dtype).to(device)
+        self.shares = torch.tensor(shares, dtype=torch.float64, device="cpu").to(dtype).to(device)
         self.first_bad = torch.full((), len(times), dtype=torch.int64, device=device) if self.check else None
         depth = self.plan.depth
         history = [*state.history, *[None] * depth][:depth] if depth else []

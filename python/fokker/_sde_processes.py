@@ -26,7 +26,7 @@ __all__ = ["EDM", "VE", "VP", "Process", "RectifiedFlow", "SubVP"]
 
 def as_time(t: Any) -> Tensor:
     """A time in float64."""
-    return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t.double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
 
 
 def spread(value: Tensor, x: Tensor) -> Tensor:

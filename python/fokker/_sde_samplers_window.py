@@ -111,7 +111,7 @@ def step_log_prob(
         raise ValueError(f"step {step} has no noise, and so no density")
     # |x_next - a x - b velocity|^2 / S^2 from inner products, whose float64 sums can bear the cancellation: one read of
     # each tensor, and one more for the gradient
-    weights = torch.tensor([1 / s, -a / s, -b / s], dtype=torch.float64)
+    weights = torch.tensor([1 / s, -a / s, -b / s], dtype=torch.float64, device="cpu")
     form = torch.outer(weights, weights).flatten().to(x.device)
     square = gram([x_next.to(x.dtype), x, velocity]).flatten(1) @ form
     return gaussian_log_prob(square, s, x[0].numel(), reduction)

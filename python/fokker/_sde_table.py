@@ -74,7 +74,7 @@ class Table:
 
     def to(self, dtype: torch.dtype, device: Any) -> list[Tensor]:
         """The weights by pattern, ``(rows, C)`` or ``(rows, R, C)``; of `stacked`, with a B after the rows."""
-        return [torch.as_tensor(w, dtype=torch.float64).to(dtype).to(device) for w in self.weights]
+        return [torch.as_tensor(w, dtype=torch.float64, device="cpu").to(dtype).to(device) for w in self.weights]
 
 
 def stacked(tables: Sequence[Table]) -> Table:
@@ -89,11 +89,11 @@ def stacked(tables: Sequence[Table]) -> Table:
             "times of each sample need a sampler whose rows differ in their weights alone: no Langevin rule, step "
             "log-probabilities or guidance by time, and churn for all samples or none"
         )
-    every = [torch.tensor(w, dtype=torch.float64) for t in tables for w in t.weights]
+    every = [torch.tensor(w, dtype=torch.float64, device="cpu") for t in tables for w in t.weights]
     count = len(first.weights)
     weights: list[Any] = [torch.stack(every[k::count], 1) for k in range(count)]
-    times: Any = torch.tensor([t.times for t in tables], dtype=torch.float64).T
-    targets: Any = torch.tensor([t.targets for t in tables], dtype=torch.float64).T
+    times: Any = torch.tensor([t.times for t in tables], dtype=torch.float64, device="cpu").T
+    targets: Any = torch.tensor([t.targets for t in tables], dtype=torch.float64, device="cpu").T
     return Table(first.ops, weights, times, targets, first.depth, first.calls)
 
 
@@ -147,7 +147,7 @@ def _finite(p: float, q: float, process: Any, t: float, given: str, wanted: str)
 
 def conversion(process: Any, t: float, given: str, wanted: str) -> tuple[float, float]:
     """`conversions` at one time; a ValueError where they are not finite (x0 of epsilon where alpha = 0, for one)."""
-    p, q = (float(c) for c in conversions(process, torch.tensor(t, dtype=torch.float64), given, wanted))
+    p, q = (float(c) for c in conversions(process, torch.tensor(t, dtype=torch.float64, device="cpu"), given, wanted))
     return _finite(p, q, process, t, given, wanted)
 
 
@@ -162,7 +162,7 @@ class _Conversions:
         if given == wanted or wanted == "raw":
             return 0.0, 1.0
         if (given, wanted) not in self.found:
-            times = torch.tensor(self.times, dtype=torch.float64)
+            times = torch.tensor(self.times, dtype=torch.float64, device="cpu")
             self.found[given, wanted] = [c.tolist() for c in conversions(self.process, times, given, wanted)]
         p, q = self.found[given, wanted]
         return _finite(p[r], q[r], self.process, self.times[r], given, wanted)

@@ -43,8 +43,10 @@ def systematic(x: Tensor, w: Tensor, size: int, random: np.random.RandomState) -
     if len(x) <= size:
         return x[order], w[order]
     cumulative = w[order].double().cumsum(0)
-    at = (torch.arange(size, dtype=torch.float64) + random.uniform()) / size * cumulative[-1]
-    return x[order[torch.searchsorted(cumulative, at).clamp(max=len(x) - 1)]], torch.ones(size, dtype=w.dtype)
+    at = (torch.arange(size, dtype=torch.float64, device="cpu") + random.uniform()) / size * cumulative[-1]
+    return x[order[torch.searchsorted(cumulative, at).clamp(max=len(x) - 1)]], torch.ones(
+        size, dtype=w.dtype, device="cpu"
+    )
 
 
 def plus_plus(x: Tensor, w: Tensor, count: int, random: np.random.RandomState, greedy: bool) -> Tensor:

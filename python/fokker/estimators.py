@@ -126,7 +126,7 @@ class VonMisesFisherMixture(DensityMixin, BaseEstimator):
     def _weights(self, sample_weight: Any, x: Tensor) -> Tensor:
         """Weights (n,), at most one, zero where a row is zero."""
         if sample_weight is None:
-            w = torch.ones(len(x), dtype=x.dtype)
+            w = torch.ones(len(x), dtype=x.dtype, device="cpu")
         else:
             given = _check_sample_weight(sample_weight, x.numpy(), dtype=np.float64, copy=True)
             if (given < 0).any():
@@ -224,14 +224,16 @@ class VonMisesFisherMixture(DensityMixin, BaseEstimator):
                 raise ValueError("init must hold finite mean directions other than zero")
             means = unit(torch.from_numpy(given), True, "init").to(x.dtype)
         nearest = (x @ means.t()).argmax(1)
-        sums = torch.zeros(means.shape, dtype=torch.float64).index_add_(0, nearest, (x * w[:, None]).double())
-        pooled = torch.zeros(x.shape[1], dtype=torch.float64)
+        sums = torch.zeros(means.shape, dtype=torch.float64, device="cpu").index_add_(
+            0, nearest, (x * w[:, None]).double()
+        )
+        pooled = torch.zeros(x.shape[1], dtype=torch.float64, device="cpu")
         pooled[0] = torch.linalg.vector_norm(sums, dim=1).sum()
         k = estimate(pooled, w.sum(dtype=torch.float64))[1].clamp(max=self.max_concentration)
         lengths = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
         means = torch.where(lengths > 0, sums / lengths, means.double())
         count = self.n_components
-        return _Parameters(means, k.expand(count), torch.full((count,), 1 / count, dtype=torch.float64))
+        return _Parameters(means, k.expand(count), torch.full((count,), 1 / count, dtype=torch.float64, device="cpu"))
 
     # ---- what a fitted mixture answers ----------------------------------------------------------------------------
     def _fitted(self) -> _Parameters:

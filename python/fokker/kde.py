@@ -134,7 +134,7 @@ def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precis
     Returns:
         ``(..., N, d)``.
     """
-    h = sigma if isinstance(sigma, (int, float)) else torch.as_tensor(sigma)
+    h = sigma if isinstance(sigma, (int, float, Tensor)) else torch.as_tensor(sigma)
     if isinstance(h, Tensor) and h.dim():
         h = h[..., None]
     return _evaluate(x, data, h, ("posterior_mean",), weights, "gaussian", 1.0, False, precision, 0.0)["posterior_mean"]

@@ -300,7 +300,11 @@ def _times(value: Any, name: str, size: tuple[int, ...], device: torch.device) -
 
 @functools.lru_cache(maxsize=4096)
 def _shared_terms(t0: float, t1: float, path: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    c, nodes = brownian_terms(torch.tensor([t0], dtype=torch.float64), torch.tensor([t1], dtype=torch.float64), path)
+    c, nodes = brownian_terms(
+        torch.tensor([t0], dtype=torch.float64, device="cpu"),
+        torch.tensor([t1], dtype=torch.float64, device="cpu"),
+        path,
+    )
     used = c[0] != 0
     used[0] |= not bool(used.any())  # t0 = t1: one term of weight 0
     return c[:, used].to(device), nodes[:, used].to(device)

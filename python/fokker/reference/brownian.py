@@ -61,5 +61,5 @@ def normal_sum(
         if bool((c != 0).any()):
             z = normal_at(seed, node[:, None], sample_ids, n_elements, element_offset, dtype)
             total = total + torch.where(c[:, None] == 0, 0.0, c[:, None] * z)
-    ids = torch.as_tensor(sample_ids)
+    ids = sample_ids if isinstance(sample_ids, Tensor) else torch.as_tensor(sample_ids)
     return torch.as_tensor(total, device=ids.device).to(dtype).expand(len(ids), n_elements).clone()

@@ -102,7 +102,8 @@ def _words_at(
     """Words of the given second counter word (an integer, or a tensor that broadcasts to (B, 1))."""
     if n_elements < 0 or element_offset < 0 or element_offset + n_elements > 2**34:
         raise ValueError(f"elements {element_offset} .. +{n_elements} must lie in [0, 2^34)")
-    ids = torch.as_tensor(sample_ids, dtype=torch.int64)
+    # as_tensor would move a tensor to the caller's default device
+    ids = sample_ids.long() if isinstance(sample_ids, Tensor) else torch.as_tensor(sample_ids, dtype=torch.int64)
     if ids.ndim != 1:
         raise ValueError(f"sample_ids must have one dimension, got shape {tuple(ids.shape)}")
     first, last = element_offset // 4, -(-(element_offset + n_elements) // 4)

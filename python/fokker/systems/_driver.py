@@ -113,7 +113,11 @@ class Run:
 
     def table(self, rows: Sequence[Sequence[float]]) -> Tensor:
         """Weights [x, s_1 .. s_M, e_1 .. e_E, z] of every step, on the device at once: rows for `move`."""
-        return self._folded(torch.tensor(rows, dtype=torch.float64), range(len(rows))).to(self.dtype).to(self.device)
+        return (
+            self._folded(torch.tensor(rows, dtype=torch.float64, device="cpu"), range(len(rows)))
+            .to(self.dtype)
+            .to(self.device)
+        )
 
     def _folded(self, w: Tensor, steps: Sequence[int]) -> Tensor:
         """Weights of scores s = p x + q m as weights of the outputs m, with a column for x among the terms."""
@@ -158,7 +162,7 @@ class Run:
         torch.sum(gram.diagonal(dim1=1, dim2=2), 0, out=self.health[k.index, 1 - first : 1 - first + gram.shape[1]])
         p, q = self.scores_of[k.index]
         if (p, q) != (0.0, 1.0):
-            m, change = len(outputs), torch.eye(gram.shape[1], dtype=torch.float64)
+            m, change = len(outputs), torch.eye(gram.shape[1], dtype=torch.float64, device="cpu")
             s = slice(first, first + m)
             change[s, s] *= q
             if p:

@@ -115,7 +115,7 @@ class Resampling:
 
     def __init__(self, run: Any, populations: int, kind: str | None, threshold: float) -> None:
         self.run, self.kind, self.threshold = run, kind, threshold
-        sde.resample(torch.zeros(1, 1), kind or "systematic", seed=0, threshold=threshold)  # checks them
+        sde.resample(torch.zeros(1, 1, device="cpu"), kind or "systematic", seed=0, threshold=threshold)  # checks them
         self.groups = (populations, run.batch // populations)
         self.sizes: list[Tensor] = []
         self.stay = torch.arange(self.groups[1], device=run.device).expand(self.groups)

@@ -112,7 +112,7 @@ def expected_calls(
     if times is None:
         if steps is None or steps < 1:
             raise ValueError(f"give times, or steps >= 1, got {steps}")
-        times = torch.linspace(process.t_max, 0.0, steps + 1, dtype=torch.float64)
+        times = torch.linspace(process.t_max, 0.0, steps + 1, dtype=torch.float64, device="cpu")
     m = process.masked(check_times(process, times))
     opens = -m.diff() / m[0]
     return float(-torch.expm1(length * batch * torch.log1p(-opens.clamp(max=1 - 1e-16))).sum())

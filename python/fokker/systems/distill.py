@@ -225,7 +225,7 @@ class BinnedMean:
         if not 0 < low < high or count < 1 or not 0 <= decay < 1:
             raise ValueError(f"0 < low < high, count >= 1, 0 <= decay < 1 expected, got {low, high, count, decay}")
         self.low, self.step, self.decay = math.log(low), math.log(high / low) / count, decay
-        self.mean: Tensor = torch.full((count,), torch.nan, dtype=torch.float64)
+        self.mean: Tensor = torch.full((count,), torch.nan, dtype=torch.float64, device="cpu")
 
     def __call__(self, h: Tensor, sigma: Tensor) -> Tensor:
         """h over the mean of its bin, after this batch entered it."""

@@ -41,7 +41,7 @@ def levels(sigma_min: float, sigma_max: float, count: int = 1000) -> Tensor:
     """Noise levels equal in log sigma, rising, ``(count,)`` in float64: sigma_min (sigma_max / sigma_min)^t."""
     if not (0 < sigma_min < sigma_max < math.inf and count >= 2):
         raise ValueError(f"0 < sigma_min < sigma_max and count >= 2 expected, got {sigma_min}, {sigma_max}, {count}")
-    return torch.logspace(math.log10(sigma_min), math.log10(sigma_max), count, dtype=torch.float64)
+    return torch.logspace(math.log10(sigma_min), math.log10(sigma_max), count, dtype=torch.float64, device="cpu")
 
 
 def exact_levels(law: mixture.Mixture, sigmas: Tensor) -> Callable[[Tensor], Tensor]:
@@ -194,7 +194,7 @@ def grid(sigma: Tensor, steps: int, sigma_min: float, *, rho: float = 7.0) -> Te
     if not 0 < sigma_min < math.inf:
         raise ValueError(f"sigma_min must be finite and > 0, got {sigma_min}")
     high = sigma.double().cpu().clamp(min=sigma_min * (1 + 1e-3 * steps))[:, None] ** (1 / rho)
-    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    u = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
     found = (high + u * (sigma_min ** (1 / rho) - high)) ** rho
     return torch.nn.functional.pad(found, (0, 1))
 

@@ -89,7 +89,7 @@ class FeynmanKac(Method):
             for k, row in zip(steps, rows, strict=True):
                 row.append(0.5 * zeta**2 * k.g2 * k.dt * self.beta[k.index])
         self.table = run.table([[*row, zeta * math.sqrt(k.g2 * k.dt)] for k, row in zip(steps, rows, strict=True)])
-        e = torch.tensor(b, dtype=torch.float64)
+        e = torch.tensor(b, dtype=torch.float64, device="cpu")
         self.square = (torch.outer(e, e) - torch.diag(e)).to(x.device)  # |S|^2 - sum b |s|^2 as a form of the s
         self.weights = e.to(x.device)
         if self.beta[0] and self.weighted:

@@ -180,9 +180,9 @@ def inpaint(
 
 def grey_first(channels: int = 3) -> Tensor:
     """An orthogonal matrix with rows (1, .. 1) / C^{1/2}, then differences of channels (Helmert's)."""
-    rows = [torch.ones(channels, dtype=torch.float64)]
+    rows = [torch.ones(channels, dtype=torch.float64, device="cpu")]
     for k in range(1, channels):
-        row = torch.zeros(channels, dtype=torch.float64)
+        row = torch.zeros(channels, dtype=torch.float64, device="cpu")
         row[:k], row[k] = 1.0, -float(k)
         rows.append(row)
     m = torch.stack(rows)

@@ -81,10 +81,16 @@ class SuperDiff(Method):
     def begin(self, run: Run, x: Tensor) -> None:
         m = len(self.models)
         run.carried["log_density"] = run.process.prior_log_prob(x)[:, None].expand(-1, m).contiguous()
-        self.offset = torch.tensor(self.bias, dtype=torch.float64).to(x.device)
+        self.offset = torch.tensor(self.bias, dtype=torch.float64, device="cpu").to(x.device)
         self.equal = torch.full((x.shape[0], m), 1 / m, dtype=torch.float64, device=x.device)
         # differences to the last model: the system of "and" without its constraint
-        self.gaps = torch.cat([torch.eye(m - 1, dtype=torch.float64), -torch.ones(m - 1, 1, dtype=torch.float64)], 1)
+        self.gaps = torch.cat(
+            [
+                torch.eye(m - 1, dtype=torch.float64, device="cpu"),
+                -torch.ones(m - 1, 1, dtype=torch.float64, device="cpu"),
+            ],
+            1,
+        )
         self.gaps = self.gaps.to(x.device)
         self.table = run.table([[1 - k.f * k.dt, *[k.g2 * k.dt / m] * m, math.sqrt(k.g2 * k.dt)] for k in run.steps])
 

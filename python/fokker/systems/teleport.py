@@ -90,7 +90,8 @@ def mixture_of(data: Tensor, labels: Tensor, rank: int | None = None, *, residua
     groups = [rows[labels == k] for k in labels.unique()]
     rank = _rank(rank, min(max(len(g) for g in groups) - 1, rows.shape[1]) or 1)
     mean, w, v = (torch.stack(p) for p in zip(*(_moments(g, rank, residual) for g in groups), strict=True))
-    return mixture.Mixture(mean, (w, v), torch.tensor([float(len(g)) for g in groups]).double(), "lowrank")
+    sizes = torch.tensor([len(g) for g in groups], dtype=torch.float64, device=mean.device)
+    return mixture.Mixture(mean, (w, v), sizes, "lowrank")
 
 
 def _check(law: Any, process: Any, d: int) -> None:
@@ -142,7 +143,7 @@ def trajectory(x: Tensor, law: mixture.Mixture, process: Process, t: float, s: f
     rows, mean = x.flatten(1), law.means.double()
     inner = (rows / a - mean.to(x.dtype)) @ u.to(x.dtype)
     moved = (inner * gain.to(x.dtype)) @ u.T.to(x.dtype)
-    weights = torch.tensor([a_new * r / a, a_new, a_new * (1 - r)], dtype=torch.float64).to(x)
+    weights = torch.tensor([a_new * r / a, a_new, a_new * (1 - r)], dtype=torch.float64, device="cpu").to(x)
     return sde.affine_step(rows, [moved, mean.to(x.dtype).expand_as(rows)], weights).reshape(x.shape)
 
 

@@ -1,7 +1,11 @@
-"""What the host does for a GPU, without one: devices never mix, and nothing waits but where it says so."""
+"""What the host does for a GPU, without one: devices never mix, and nothing waits but where it says so.
+
+The same calls on the CPU do not take torch's default device, whatever it is, for the home of their own numbers.
+"""
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from fake_gpu import FakeGpu
@@ -30,8 +34,11 @@ SHAPE = (4, 3, 8, 8)
 CHECKED = {"vmf_fit"}  # looks at its input (validate=False does not)
 
 
+ON = {"device": "cuda:0"}
+
+
 def gpu(*shape, fill=1.0, dtype=torch.float32):
-    return torch.full(shape, fill, dtype=dtype, device="cuda:0")
+    return torch.full(shape, fill, dtype=dtype, **ON)
 
 
 def device_of(found):
@@ -112,7 +119,6 @@ def tokens():
 LAW = interpolants.interpolant("linear", t_min=0.1, t_max=0.9)
 GBM = sde.GeometricBrownian(t_min=0.1)
 LEVELS = dmcmc.levels(0.1, 4.0, 8)
-ON = {"device": "cuda:0"}
 
 
 def _posterior(steps):
@@ -167,7 +173,9 @@ LOSSES = {
     "absorbing lambda": lambda: absorbing.lambda_dce(logits, tokens(), 7, seed=0),
     "absorbing t": lambda: absorbing.t_dce(logits, tokens(), sde.Absorbing(7), seed=0),
     "absorbing score entropy": lambda: absorbing.dse(logits, tokens(), sde.Absorbing(7), seed=0),
-    "absorbing any order": lambda: absorbing.any_order(logits, tokens(), 7, tokens()),
+    "absorbing any order": lambda: absorbing.any_order(
+        logits, tokens(), 7, torch.arange(10, **ON).expand(4, 10)
+    ),
     "gbm": lambda: gbm_diffusion.loss(model, gpu(*SHAPE), GBM, seed=0),
     "interpolants": lambda: interpolants.loss(
         lambda x, t: (-x, 0.5 * x), gpu(*SHAPE), gpu(*SHAPE), LAW, seed=0
@@ -225,3 +233,54 @@ def test_densities_do_not_wait():
         assert pairwise.energy_distance(x, y).is_cuda
         assert pairwise.crps(x, gpu(20)).is_cuda
     assert not at.waits
+
+
+# ---- another default device -----------------------------------------------------------------------------------------
+@pytest.fixture
+def elsewhere(monkeypatch):
+    monkeypatch.setitem(ON, "device", "cpu")
+    with torch.device("meta"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:the weights degenerated")
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", [*RUNS, *LOSSES])
+def test_default_device_of_systems(name):
+    found = RUNS[name](4) if name in RUNS else LOSSES[name]()
+    assert device_of(getattr(found, "x", found)) == "cpu"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_default_device_of_samplers(name):
+    sampler, process = SAMPLERS[name]
+    assert sde.sample(model, process, sampler, SHAPE, 5, seed=3, device="cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_default_device_of_ops(name):
+    """Nor is what an op keeps one of inference mode."""
+    case = CASES[name]
+    make = case.gentle or (lambda g: case.make(20, torch.float64, g))
+    args = list(make(torch.Generator().manual_seed(11)))
+    for backend in ("reference", "cpu"):
+        if backend not in case.backends or fokker.available_backends()[backend] != "ok":
+            continue
+        with fokker.use_backend(backend):
+            with torch.device("meta"), torch.inference_mode():
+                assert device_of(case.call(*args)) == "cpu"
+            if case.gradients:
+                leaves = [a.clone().requires_grad_() if i in case.gradients else a for i, a in enumerate(args)]
+                case.call(*leaves).sum().backward()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_default_device_of_estimators():
+    pytest.importorskip("sklearn")
+    from fokker import estimators
+
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for e in (estimators.KernelDensity(), estimators.GaussianMixture(2), estimators.VonMisesFisherMixture(2)):
+        assert np.isfinite(e.fit(x).score_samples(x)).all()
