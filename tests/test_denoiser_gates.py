@@ -129,6 +129,19 @@ def test_timestep_embedding_is_diffusers():
         torch.testing.assert_close(got, want, rtol=0, atol=3e-4)  # whose float32 phase, up to 2000, is off by that
 
 
+def test_numbers_of_a_compiled_call_may_change():
+    """Which Dynamo then traces as symbols."""
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+
+    def f(v):
+        embedded = denoiser.timestep_embedding(a[0, 0], 8, scale=v)
+        return embedded, denoiser.mp_sum(a, b, v), denoiser.mp_cat(a, b, t=v), denoiser.edm_precondition_out(a, b, v)
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="eager")
+    for v in (0.25, 0.5, 0.75):
+        torch.testing.assert_close(compiled(v), f(v), rtol=1e-6, atol=1e-6)
+
+
 def test_fourier_features():
     t, f, phase = torch.rand(3), 16 * torch.randn(5), torch.rand(5)
     turns = 2 * math.pi * t.double()[:, None] * f.double()

@@ -147,6 +147,16 @@ def test_precondition(kind):
     assert error(model(x, 0.3), nobody) < 1e-12
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_empty_batches(name):
+    ours, _, arguments = MODELS[name](torch.float32)
+    want = ours(*arguments).shape[1:]
+    got = ours(*(a[:0] for a in arguments))
+    got.sum().backward()
+    assert got.shape == (0, *want)
+    assert all(p.grad is None or not p.grad.any() for p in ours.parameters())
+
+
 def test_channels_last_is_kept():
     ours, twin, (x, *rest) = unet("adm", torch.float32)
     _, ours = randomised(twin, ours, torch.float32)

@@ -1,6 +1,7 @@
 """`fokker.patch` on torch's, timm's and the twins' modules: what it changes, what it leaves, and that it comes out."""
 
 import copy
+import pickle
 
 import denoiser_twins as twins
 import pytest
@@ -83,8 +84,10 @@ def test_state_types_and_parameters_stay_and_it_comes_out():
     assert not torch.equal(model(x), want)  # another order of sums
     twin = copy.deepcopy(model)
     twin.layer.weight.data.zero_()
-    assert model.layer.weight.any() and twin.rms.forward.__self__ is twin.rms
-    assert patch.remove(twin) == patch.remove(model) == 3 and patch.remove(model) == 0
+    assert model.layer.weight.any() and twin.rms.forward.args == (twin.rms,)
+    sent = pickle.loads(pickle.dumps(model))
+    assert torch.equal(sent(x), model(x)) and sent.rms.forward.args == (sent.rms,)
+    assert patch.remove(sent) == patch.remove(twin) == patch.remove(model) == 3 and patch.remove(model) == 0
     assert torch.equal(model(x), want) and not any("forward" in m.__dict__ for m in model.modules())
 
 

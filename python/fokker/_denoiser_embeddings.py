@@ -25,7 +25,7 @@ __all__ = ["fourier_embedding", "mp_cat", "mp_fourier", "mp_sum", "pixel_norm", 
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # math.isfinite of a traced number breaks the graph
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
 

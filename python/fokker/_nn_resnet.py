@@ -159,6 +159,7 @@ class ResnetBlock2D(nn.Module):
     def _attention(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm2(x, activation=None))
         # A head's channels are triples: query, key, value of its first channel, of its second, ...
-        q, k, v = qkv.reshape(x.shape[0], self.heads, -1, 3, x.shape[2] * x.shape[3]).transpose(2, 4).unbind(3)
+        heads, width = self.heads, self.out_channels // self.heads
+        q, k, v = qkv.reshape(x.shape[0], heads, width, 3, x.shape[2] * x.shape[3]).transpose(2, 4).unbind(3)
         out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return self.proj(out.reshape(x.shape))

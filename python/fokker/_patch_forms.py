@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._patch_rules import is_layer_norm, plain, quiet, ready
+from ._patch_rules import is_layer_norm, ours, plain, quiet, ready
 from .denoiser import gate_residual, group_norm_silu, layer_norm_modulate, residual_gate_norm_modulate
 
 #: how far apart two correct forwards may be, relative to the largest number
@@ -57,6 +57,7 @@ def _norms(norm: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return layer_norm_modulate(x, shift, scale, norm.weight, norm.bias, norm.eps)
 
 
+@ours
 def transformer_block(self: Any, x: Tensor, c: Tensor, *rest: Any) -> Tensor:
     shared = rest[3] if len(rest) == 4 else 0.0
     first, second = self.norm1, self.norm2
@@ -76,6 +77,7 @@ def _final_arguments(module: Any, normal: Callable[..., Tensor]) -> tuple[Any, .
     return normal(2, 3, width), normal(2, width)
 
 
+@ours
 def final_layer(self: Any, x: Tensor, c: Tensor) -> Tensor:
     m = self.adaLN_modulation(c)
     if not ready(x, m, self.norm_final.weight) or x.dim() != 3 or not quiet(self.norm_final):
@@ -97,6 +99,7 @@ def _group(norm: Any, x: Tensor, *film: Tensor, activation: str | None = "silu")
     return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, *film, eps=norm.eps, activation=activation)
 
 
+@ours
 def unet_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     norms = (self.norm0, self.norm1, *((self.norm2,) if self.num_heads else ()))
     m = self.affine(emb)

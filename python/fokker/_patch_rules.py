@@ -29,13 +29,19 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {}
 
 
+def ours(forward: Forward) -> Forward:
+    """Marks a forward of ours."""
+    forward.fokker_patch = True  # type: ignore[attr-defined]
+    return forward
+
+
 def rule(
     *classes: str, what: str, refuse: Callable[[Any], str | None] = lambda module: None
 ) -> Callable[[Forward], Forward]:
     """Registers a forward for the classes."""
 
     def register(forward: Forward) -> Forward:
-        RULES.update({name: Rule(forward, refuse, what) for name in classes})
+        RULES.update({name: Rule(ours(forward), refuse, what) for name in classes})
         return forward
 
     return register
@@ -52,7 +58,7 @@ def plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether this module's forward is one of ours."""
-    function = getattr(module.__dict__.get("forward"), "__func__", None)
+    function = getattr(module.__dict__.get("forward"), "func", None)
     return getattr(function, "fokker_patch", False)
 
 

@@ -23,14 +23,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from . import _patch_attention, _patch_blocks, _patch_norms  # noqa: F401  (they register their rules)
 from ._patch_forms import form_of, refused
-from ._patch_rules import RULES, Forward, class_name, foreign, is_ours
+from ._patch_rules import RULES, class_name, foreign, is_ours
 from ._patch_verify import Verification, compare
 
 __all__ = ["Report", "Verification", "applied", "apply", "remove", "verify"]
@@ -83,8 +83,8 @@ def apply(model: nn.Module) -> Report:
     Returns:
         a `Report`: it prints as a table, and is false where nothing was replaced.
 
-    A patched model can be copied, compiled and trained; take the patch out to pickle the module itself (a state dict is
-    what it was). TypeError: ``model`` is no module.
+    A patched model can be copied, pickled, compiled and trained; its state dict is what it was. TypeError: ``model`` is
+    no module.
     """
     _check(model)
     report, held = Report(), {}
@@ -99,8 +99,7 @@ def apply(model: nn.Module) -> Report:
             report.kept[name] = text
         else:
             report.replaced[name] = text
-            _mark(forward)
-            module.forward = MethodType(forward, module)
+            module.forward = partial(forward, module)
     return report
 
 
@@ -167,10 +166,6 @@ def _restore(model: nn.Module, before: dict[nn.Module, Any]) -> None:
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def _mark(forward: Forward) -> None:
-    forward.fokker_patch = True  # type: ignore[attr-defined]
 
 
 def _decide(module: nn.Module, held: dict[Any, str | None]) -> tuple[Callable[..., Any] | None, str] | None:
