@@ -12,7 +12,7 @@ from fake_gpu import FakeGpu
 from torch import Tensor
 
 import fokker
-from fokker import kde, mixture, pairwise, sde
+from fokker import kde, mixture, nn, pairwise, sde
 from fokker.cases import CASES
 from fokker.systems import (
     absorbing,
@@ -232,6 +232,33 @@ def test_densities_do_not_wait():
             assert pairwise.mmd2(x, y, estimator=kind, bandwidth=1.0).is_cuda
         assert pairwise.energy_distance(x, y).is_cuda
         assert pairwise.crps(x, gpu(20)).is_cuda
+    assert not at.waits
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+def _unet(architecture):
+    sizes = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (8,), "label_dim": 3}
+    model = nn.UNet(16, architecture=architecture, **sizes)
+    return nn.EDMPrecond(model, label_dim=3).to("cuda:0")(gpu(2, 3, 16, 16), gpu(2), gpu(2, 3))
+
+
+MODELS = {
+    "DiT": lambda: nn.DiT(8, 2, 4, 32, 2, 4, num_classes=10).to("cuda:0")(
+        gpu(2, 4, 8, 8), gpu(2), gpu(2, dtype=torch.int64)
+    ),
+    "FiT": lambda: nn.FiT(2, 4, 32, 2, 4, num_classes=10, qk_norm="rms").to("cuda:0")(
+        gpu(2, 16, 16), gpu(2), gpu(2, dtype=torch.int64), gpu(2, 2, 16), gpu(2, 16)
+    ),
+    "ADM": lambda: _unet("adm"),
+    "DDPM++": lambda: _unet("ddpm++"),
+    "NCSN++": lambda: _unet("ncsn++"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_do_not_wait(name):
+    with FakeGpu() as at, torch.no_grad():
+        assert MODELS[name]().is_cuda
     assert not at.waits
 
 
