@@ -129,6 +129,50 @@ def test_singular_covariances_are_nan_without_noise():
         assert mixture.log_prob(x, found, sigma=0.1).isfinite().all()
 
 
+@pytest.mark.parametrize("rooted", [False, True], ids=["tiles", "roots"])
+def test_low_rank_at_any_condition(rooted, monkeypatch):
+    """C = 25 W W^T + sigma^2 I of orthogonal W, whose inverse is written down: conditions from 1 to 1e12."""
+    monkeypatch.setattr(mixture, "root_pays", lambda n, d: rooted)
+    signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
+    spread = torch.tensor([3.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    m = mixture.Mixture(torch.zeros(1, 4).double(), ((signs * spread)[:, :2], torch.zeros(())), None, "lowrank")
+    for sigma in (1.0, 1e-2, 1e-5):
+        x = (torch.randn(20, 4, dtype=torch.float64) * (5 * spread + sigma)) @ signs.T
+        variance = 25 * spread**2 + sigma**2
+        along = x @ signs
+        want = -0.5 * (along**2 / variance + torch.log(2 * torch.pi * variance)).sum(1)
+        found = mixture.evaluate(x, m, outputs=("log_prob", "score", "posterior_mean"), alpha=5.0, sigma=sigma)
+        # x is up to 60 and is rounded here and there: 60 u * 2 in numbers whose deviation is sigma, squared (|z| < 4)
+        slack = 1e-13 / sigma
+        torch.testing.assert_close(found["log_prob"], want, rtol=0, atol=1e-13 + slack)
+        torch.testing.assert_close(found["score"], -(along / variance) @ signs.T, rtol=0, atol=(1e-12 + slack) / sigma)
+        shrunk = (5 * spread**2 * along / variance) @ signs.T
+        torch.testing.assert_close(found["posterior_mean"], shrunk, rtol=0, atol=1e-13 + slack)
+
+
+def test_low_rank_takes_the_faster_form(monkeypatch):
+    """The two agree, and their gradients; EM too."""
+    from fokker import _gaussian_em
+
+    g = torch.Generator().manual_seed(3)
+    x, mean, w = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((40, 6), (3, 6), (3, 6, 2)))
+    t, share = (torch.rand(3, generator=g, dtype=torch.float64) + 0.1 for _ in range(2))
+    values = [v.requires_grad_() for v in (x, mean, w, t, share)]
+    weights, means, *covariance = (v.detach() for v in (share / share.sum(), mean, w, t))
+    now = _gaussian_em.Parameters("lowrank", weights, means, tuple(covariance))
+    rows = _gaussian_em.Rows(x.detach(), torch.ones(40, dtype=torch.float64), None)
+    found = []
+    for pays in (lambda n, d: False, lambda n, d: True):
+        for module in (mixture, _gaussian_em):
+            monkeypatch.setattr(module, "root_pays", pays)
+        m = mixture.Mixture(mean, (w, t), share, "lowrank")
+        value = mixture.evaluate(x, m, outputs=tuple(mixture.OUTPUTS), alpha=0.8, sigma=0.6)
+        slopes = torch.autograd.grad(sum((v**2).sum() for v in value.values()), values)
+        found.append([*value.values(), *slopes, *_gaussian_em.expect(rows, now)[:4]])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 def test_bad_input():
     (x, mean, root, bias), _ = arguments(6, 2, 3, "diag", False)
     module, out = _native.cpu, torch.empty(6, dtype=torch.float64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._gaussian_ops import gaussian_joint, gaussian_moments, row_tiles
 from ._gaussian_tiles import _LOG_2_PI, Factors, component_tiles, log_sum, terms
-from ._gaussian_whitened import whiten
+from ._gaussian_whitened import root_pays, whiten
 
 _LOST = 1e-12  # share of the weight below which a component has no points to say where it is
 
@@ -71,7 +71,7 @@ def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
     k = now.means.shape[0]
     sums = _empty(now)
     total = 0.0
-    densities = joint_of(now)
+    densities = joint_of(now, len(rows.x))
     labels = fixed if fixed is not None else rows.labels
     for begin, end in row_tiles(len(rows.x), k, rows.x.device):
         x, w = rows.x[begin:end].double(), rows.weights[begin:end].double()
@@ -88,10 +88,10 @@ def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
     return Sums(*sums, total)
 
 
-def joint_of(now: Parameters) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
-    """(x, shares) -> the log densities of points (n,), and the joint ones or the shares (K, n)."""
+def joint_of(now: Parameters, n: int) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+    """(x, shares) -> the log densities of points, and the joint ones or the shares (K, points); ``n`` points in all."""
     d, log_w = now.means.shape[1], torch.log(now.weights)
-    if now.kind == "lowrank":
+    if now.kind == "lowrank" and not root_pays(n, d):
         factors, one = now.factors(), torch.ones(1, dtype=torch.float64, device="cpu")
 
         def low_rank(x: Tensor, shares: bool) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,8 @@ def joint_of(now: Parameters) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]
             return lse, torch.exp(joint - torch.where(lse == -math.inf, 0.0, lse)) if shares else joint
 
         return low_rank
-    white = whiten("full" if now.kind == "tied" else now.kind, now.covariance[0], d)
+    covariance = now.covariance if now.kind == "lowrank" else now.covariance[0]
+    white = whiten("full" if now.kind == "tied" else now.kind, covariance, d)
     bias = white.bias(log_w)
     return lambda x, shares: gaussian_joint(x, now.means, white.root, bias, white.triangular, shares)
 

@@ -162,17 +162,18 @@ class Mixture:
             self._spectrum = (source._version, vectors, values)
         return vectors, values
 
-    def symmetric(self) -> Tensor:
-        """The isotropic, diagonal or full covariance in float64 with a dimension of K or of one in front.
+    def symmetric(self) -> Any:
+        """The covariance in float64 (lowrank: the pair W, t) with a dimension of K or of one in front.
 
         On the CPU a full one is checked, once.
         """
+        found = tuple(t.double() for t in self._parts)
         if self.covariance_type == "full":
             self._check_semidefinite()
-            found = self._symmetric()
-        else:
-            found = self._parts[0].double()
-        return found[None] if self.shared else found
+            found = (self._symmetric(),)
+        if self.shared:
+            found = tuple(t[None] for t in found)
+        return found if self.covariance_type == "lowrank" else found[0]
 
     def _check_semidefinite(self) -> None:
         source = self._parts[0]

@@ -13,10 +13,12 @@ and score = (alpha E[x_0 | x] - x) / sigma^2 (Tweedie's formula; Efron 2011), th
 Queries ``x`` are (..., d); ``alpha`` and ``sigma`` are numbers, or tensors that broadcast to the batch (...), one a
 query. All is differentiable in x, alpha, sigma, means, covariances and weights, twice, with no array of all queries by
 all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and
-components go to the fused sums of `fokker.kde`; the others are computed in tiles, in float64 with precision="highest"
-whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is lost), in the dtype of x
-with "high". Full covariances: one eigendecomposition a mixture, then O(d^2) a pair at any noise; low rank: O(d r), by
-Woodbury's identity and the matrix determinant lemma; no d x d matrix.
+components go to the fused sums of `fokker.kde`; others at one noise level to the kernels of Gaussian mixtures, by a
+root of each inverse covariance (if full, a Cholesky factorisation a component and call, then O(d^2) a pair); those at a
+level a query, and low-rank ones of d > 128 or few queries, to tiles of torch ops, by one eigendecomposition a mixture:
+full ones O(d^2) a pair, low-rank ones O(d r) by Woodbury's identity and the matrix determinant lemma. All in float64
+with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is lost),
+in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
@@ -32,7 +34,7 @@ from torch import Tensor
 from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
-from ._gaussian_whitened import whitened_sums
+from ._gaussian_whitened import root_pays, whitened_sums
 from ._kde_arguments import PRECISIONS, Call, _tensor, arrange
 from ._kde_ops import SLOPE, VALUES
 
@@ -149,7 +151,8 @@ def _by_tiles(
     x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype
 ) -> dict[str, Tensor]:
     noise, log_w = sigma.square(), mixture.log_weights()
-    if alpha.shape[0] == sigma.shape[0] == 1 and mixture.covariance_type != "lowrank":
+    low_rank = mixture.covariance_type == "lowrank"
+    if alpha.shape[0] == sigma.shape[0] == 1 and (not low_rank or root_pays(*x.shape)):
         means, covariance = mixture.means.double(), mixture.symmetric()
         found = whitened_sums(x, alpha, noise, log_w, means, mixture.covariance_type, covariance, mask, compute)
     else:

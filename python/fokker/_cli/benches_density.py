@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import kde, mixture, pairwise
 from .._gaussian_em import Parameters, Rows, expect, maximise
+from .._gaussian_tiles import SCORE, mixture_sums
 from .benches import Bench, on_threads
 
 
@@ -20,6 +21,7 @@ def benches() -> Iterator[Bench]:
     """All of them; the dense opponents hold N x M arrays, which at these sizes fit in memory."""
     yield from _threads()
     yield from _mixtures()
+    yield from _low_rank()
     yield from _pairwise()
 
 
@@ -100,6 +102,25 @@ def _mixtures() -> Iterator[Bench]:
             {"scikit-learn": 1.0},
             elements=n,
         )
+
+
+def _low_rank() -> Iterator[Bench]:
+    for n, d, k, rank in ((16_384, 16, 64, 4), (4096, 64, 10, 8), (2048, 128, 10, 16)):
+        g = torch.Generator().manual_seed(d)
+        x, means, w = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((n, d), (k, d), (k, d, rank)))
+        m = mixture.Mixture(means, (w, torch.full((k,), 0.5, dtype=torch.float64)), None, "lowrank")
+        level = (torch.full((1,), v, dtype=torch.float64) for v in (0.8, 0.36))
+        tiles = functools.partial(mixture_sums, x, *level, m.log_weights(), means, m.factors())
+        for name, call, outputs in (("log_prob", mixture.log_prob, 0), ("score", mixture.score, SCORE)):
+            yield Bench(
+                f"Gaussian mixture {name} float64, lowrank {rank}, {n:,} x {d}, {k} components",
+                {
+                    "fokker": functools.partial(call, x, m, alpha=0.8, sigma=0.6),
+                    "fokker by tiles": functools.partial(tiles, outputs, torch.float64),
+                },
+                {"fokker by tiles": 1.0},
+                elements=n,
+            )
 
 
 def _gaussian_mean(x: Tensor, y: Tensor, scale: float) -> Tensor:
