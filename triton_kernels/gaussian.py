@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .configurations import configuration
 from .elementary import any_of, divide, log_normal, mad
-from .kde import INF, NAN, weight_of
+from .kde import INF, weight_of
 from .strided import launching
 
 BK = 16
@@ -105,7 +105,7 @@ def log_sum_kernel(joint, log_sum, n, k, SHARES: tl.constexpr, BLOCK: tl.constex
         total += tl.sum(tl.where(t == INF, INF, weight_of(t - shift[None, :])), 0)
     some = (total > 0.0) & (total < INF)
     found = shift + log_normal(tl.where(some, total, 1.0))
-    found = tl.where(some, found, tl.where(total == 0.0, -INF, tl.where(total == INF, INF, NAN)))
+    found = tl.where(some, found, tl.where(total == 0.0, -INF, total))  # infinite, or a NaN
     tl.store(log_sum + i, found, mask=queries)
     if SHARES:
         scale = tl.where(total == 0.0, 0.0, divide(total * 0.0 + 1.0, tl.where(total == 0.0, 1.0, total)))

@@ -17,8 +17,8 @@ components go to the fused sums of `fokker.kde`; others at one noise level to th
 root of each inverse covariance (if full, a Cholesky factorisation a component and call, then O(d^2) a pair); those at a
 level a query, and low-rank ones of d > 128 or few queries, to tiles of torch ops, by one eigendecomposition a mixture:
 full ones O(d^2) a pair, low-rank ones O(d r) by Woodbury's identity and the matrix determinant lemma. All in float64
-with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is lost),
-in the dtype of x with "high".
+with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is
+lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
