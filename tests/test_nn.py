@@ -157,6 +157,23 @@ def test_empty_batches(name):
     assert all(p.grad is None or not p.grad.any() for p in ours.parameters())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_without_memory_and_in_another_dtype(name):
+    """Made on "meta" and filled from a state dict (large models are); made with another default dtype."""
+    ours, _, arguments = MODELS[name](torch.float32)
+    want = ours.eval()(*arguments)
+    with torch.device("meta"):
+        empty = MODELS[name](torch.float32)[0].eval()
+    empty.load_state_dict(ours.state_dict(), assign=True)
+    assert torch.equal(empty(*arguments), want)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        half, _, arguments = MODELS[name](torch.bfloat16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert half(*arguments).dtype == torch.bfloat16
+
+
 def test_channels_last_is_kept():
     ours, twin, (x, *rest) = unet("adm", torch.float32)
     _, ours = randomised(twin, ours, torch.float32)
@@ -244,8 +261,14 @@ def test_bad_input():
     with pytest.raises(ValueError, match="norm_type must be"):
         nn.AdaLayerNormContinuous(8, 8, norm_type="group")
     model = nn.DiT(8, 2, 3, DIM, 1, HEADS)
-    with pytest.raises(ValueError, match="x must hold images of 8 x 8, not 4 x 4"):
-        model(images(torch.float32, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    for x in (images(torch.float32, 4), torch.randn(2, 3, 4, 16)):  # the latter has as many patches
+        with pytest.raises(ValueError, match=r"x must hold images of 8 x 8, not 4 x (4|16)"):
+            model(x, torch.zeros(2), torch.zeros(2, dtype=torch.int64))
+    net = unet("adm", torch.float32)[0]
+    with pytest.raises(ValueError, match="sides are multiples of 2, not 7 x 8"):
+        net(torch.randn(2, 3, 7, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"sigma must have one entry or 2, one a sample, not \(3,\)"):
+        nn.EDMPrecond(net)(images(torch.float32), torch.ones(3))
     flexible = nn.FiT(2, 3, DIM, 1, HEADS)
     x, t, y, grid = tokens(torch.float32)
     with pytest.raises(ValueError, match=r"grid must be \(2, 2, 6\): column and row of each token"):

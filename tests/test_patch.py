@@ -222,7 +222,8 @@ def test_dtypes_are_those_of_torch(stream):
 def test_timm():
     pytest.importorskip("timm")
     import patch_models
-    from timm.layers import GroupNormAct, LayerNormFp32, RmsNorm, SwiGLUPacked
+    from timm.layers import Attention, GroupNormAct, LayerNormFp32, RmsNorm, RmsNormFp32, SwiGLUPacked
+    from timm.layers.norm_act import GroupNorm1Act
 
     model, args, _ = patch_models.made(patch_models.vision_transformer)
     report = patch.apply(model)
@@ -239,11 +240,22 @@ def test_timm():
     gate, norm = SwiGLUPacked(8, 16), GroupNormAct(8, 2, act_layer=nn.SiLU, inplace=False)
     relu = GroupNormAct(8, 2)
     tokens, half = torch.randn(2, 3, 8), torch.randn(2, 3, 8).bfloat16()
-    cases = [(gate, tokens), (norm, torch.randn(2, 8, 3, 3)), (RmsNorm(8), tokens), (nn.GELU("tanh"), tokens)]
+    attention = [
+        Attention(8, 2, qkv_bias=True, qk_norm=True, norm_layer=nn.LayerNorm, gated=True, scale_norm=True),
+        Attention(8, 2, qk_norm=True, norm_layer=RmsNorm),
+    ]
+    image = torch.randn(2, 8, 3, 3)
+    cases = [(gate, tokens), (norm, image), (GroupNorm1Act(8, act_layer=nn.SiLU, inplace=False), image)]
+    cases += [(layer, tokens) for layer in (RmsNorm(8), RmsNormFp32(8), nn.GELU("tanh"), *attention)]
     for layer, x in cases:
         assert patch.apply(filled(layer)).replaced
         assert patch.verify(layer, x, gradients=any(True for _ in layer.parameters()), show=False).worst < 1e-6
     assert patch.apply(relu).kept == {"": "its activation is ReLU, not SiLU"}
+    assert patch.apply(Attention(9, 3, qk_norm=True, norm_layer=nn.LayerNorm)).kept[""].startswith("its heads have 3")
+    assert patch.apply(Attention(8, 2)).kept == {}
+    fast = RmsNorm(8)
+    fast._fast_norm = True
+    assert "fast norm" in patch.apply(fast).kept[""]
     wide = LayerNormFp32(8)
     patch.apply(wide)
     assert torch.equal(wide(half), F.layer_norm(half.float(), (8,)).bfloat16()) and wide(tokens).dtype == tokens.dtype

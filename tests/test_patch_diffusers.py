@@ -115,6 +115,9 @@ def test_parts():
             layer,
             found,
         )
+    grouped = normalization.AdaGroupNorm(16, 16, 4, "silu")
+    with torch.autocast("cpu", torch.bfloat16):  # shifts and scales in bfloat16 beside float32 images; 1 + scale is not
+        assert patch.verify(grouped, image, emb, show=False).worst < 8e-3
     biased = normalization.RMSNorm(16, 1e-5, bias=True)
     assert patch.apply(biased).kept == {"": "an RMS norm with a bias"}
     assert patch.apply(activations.GELU(16, 8)).kept == {"": "an exact GELU is one pass in torch already"}

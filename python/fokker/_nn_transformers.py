@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -43,13 +42,13 @@ def sincos_2d(dim: int, side: int) -> Tensor:
     at = torch.arange(side, dtype=torch.float64)[:, None] * omega
     waves = torch.cat((at.sin(), at.cos()), 1)
     column, row = waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)
-    return torch.cat((column, row), -1).reshape(side * side, dim).float()
+    return torch.cat((column, row), -1).reshape(side * side, dim).to(torch.get_default_dtype())
 
 
 def start_linears(model: nn.Module) -> None:
     """Xavier weights and zero biases, where a layer is not zero on purpose."""
     for layer in model.modules():
-        if isinstance(layer, nn.Linear) and bool(layer.weight.detach().any()):
+        if isinstance(layer, nn.Linear) and not layer.weight.is_meta and bool(layer.weight.detach().any()):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -85,7 +84,7 @@ class DiT(nn.Module):
         super().__init__()
         multiple("input_size", input_size, "patch_size", patch_size)
         multiple("hidden_size", hidden_size, "4, for the sines of two axes", 4)
-        self.patch_size, self.out_channels = patch_size, in_channels * (1 + learn_sigma)
+        self.input_size, self.patch_size, self.out_channels = input_size, patch_size, in_channels * (1 + learn_sigma)
         self.x_embedder = PatchEmbedding(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedding(hidden_size)
         self.y_embedder = LabelEmbedding(num_classes, hidden_size, class_dropout_prob)
@@ -95,12 +94,10 @@ class DiT(nn.Module):
         start_linears(self.blocks)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        p = self.patch_size
-        h = self.x_embedder(x)
-        if h.shape[1] != self.pos_embed.shape[1]:
-            side = math.isqrt(self.pos_embed.shape[1]) * p
+        p, side = self.patch_size, self.input_size
+        if x.shape[2:] != (side, side):
             raise ValueError(f"x must hold images of {side} x {side}, not {' x '.join(map(str, x.shape[2:]))}")
-        h = h + self.pos_embed
+        h = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         pending: Pending | None = None
         for block in self.blocks:

@@ -71,7 +71,7 @@ class UNet(nn.Module):
         attended = tuple(attn_resolutions if attn_resolutions is not None else ((32, 16, 8) if adm else (16,)))
         if img_resolution % 2 ** (len(mults) - 1):
             raise ValueError(f"img_resolution ({img_resolution}) must halve {len(mults) - 1} times")
-        self.adm, self.label_dropout = adm, label_dropout
+        self.adm, self.label_dropout, self.coarsest = adm, label_dropout, 2 ** (len(mults) - 1)
         emb, noise = 4 * width, width * (2 if residual else 1)
         taps = (1, 3, 3, 1) if residual else (1, 1)
         rate = dropout if dropout is not None else 0.1 if adm else 0.13
@@ -153,6 +153,9 @@ class UNet(nn.Module):
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
+        if any(n % self.coarsest for n in x.shape[2:]):
+            sides = " x ".join(map(str, x.shape[2:]))
+            raise ValueError(f"x must hold images whose sides are multiples of {self.coarsest}, not {sides}")
         emb = self._embedding(noise_labels, class_labels, augment_labels)
         skips: list[Tensor] = []
         image = x
@@ -185,6 +188,8 @@ class EDMPrecond(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, **more: Any) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        if sigma.numel() not in (1, x.shape[0]):
+            raise ValueError(f"sigma must have one entry or {x.shape[0]}, one a sample, not {tuple(sigma.shape)}")
         sigma = sigma.reshape(-1).expand(x.shape[0])
         if self.label_dim and class_labels is None:
             class_labels = x.new_zeros(x.shape[0], self.label_dim)

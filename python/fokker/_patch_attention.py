@@ -1,4 +1,4 @@
-"""Replacements of attention layers that norm (and turn) their queries and keys: Flux's and SD3's."""
+"""Replacements of attention layers that norm (and turn) their queries and keys: Flux's, SD3's and timm's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ._patch_rules import class_name, plain, quiet, ready, rule
-from .denoiser import qk_norm_rope
+from ._patch_rules import class_name, is_layer_norm, plain, quiet, ready, rule
+from .denoiser import qk_norm_rope, qkv_norm_rope
 
 _RMS = ("torch.nn.modules.normalization.RMSNorm", "diffusers.models.normalization.RMSNorm")
 
@@ -124,3 +124,38 @@ def joint_attention(
     if context is None:
         return y
     return y, text if self.context_pre_only else self.to_add_out(text)
+
+
+# ---- timm -----------------------------------------------------------------------------------------------------------
+_TIMM_RMS = ("torch.nn.modules.normalization.RMSNorm", "timm.layers.norm.RmsNorm")
+
+
+def _timm_refuse(layer: Any) -> str | None:
+    q, k = layer.q_norm, layer.k_norm
+    if type(q) is nn.Identity and type(k) is nn.Identity:
+        return ""
+    rms = all(class_name(n) in _TIMM_RMS and not getattr(n, "_fast_norm", False) and n.eps is not None for n in (q, k))
+    if not (rms or (is_layer_norm(q) and is_layer_norm(k))) or q.eps != k.eps:
+        return "its queries and keys are not normed alike by layer or RMS norms"
+    if layer.head_dim % 2:
+        return f"its heads have {layer.head_dim} elements, an odd number"
+    return None if layer.fused_attn else "its attention is not torch's fused one"
+
+
+@rule("timm.layers.attention.Attention", what="norm of queries and keys", refuse=_timm_refuse)
+def timm_attention(self: Any, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+    norms, layer = (self.q_norm, self.k_norm), is_layer_norm(self.q_norm)
+    biases = [n.bias if layer else None for n in norms]
+    usual = quiet(*norms) and x.dim() == 3 and not torch.is_autocast_enabled(x.device.type)
+    if not usual or not ready(x, *(n.weight for n in norms), *biases):
+        return plain(self, x, attn_mask, is_causal)
+    q, k, v = qkv_norm_rope(
+        self.qkv(x), self.num_heads, *(n.weight for n in norms), q_bias=biases[0], k_bias=biases[1],
+        norm="layer" if layer else "rms", eps=norms[0].eps,
+    )  # fmt: skip
+    dropout = self.attn_drop.p if self.training else 0.0
+    out = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
+    out = self.norm(out.transpose(1, 2).flatten(2))
+    if self.gate is not None:
+        out = out * self.gate(x).sigmoid()
+    return self.proj_drop(self.proj(out))

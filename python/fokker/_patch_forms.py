@@ -107,7 +107,7 @@ def unet_block(self: Any, x: Tensor, emb: Tensor) -> Tensor:
         return plain(self, x, emb)
     h = self.conv0(_group(self.norm0, x))
     if self.adaptive_scale:
-        h = _group(self.norm1, h, *m.chunk(2, dim=1))
+        h = _group(self.norm1, h, *m.to(h.dtype).chunk(2, dim=1))
     else:
         h = _group(self.norm1, h + m[:, :, None, None])
     h = self.conv1(nn.functional.dropout(h, p=self.dropout, training=self.training))

@@ -12,9 +12,12 @@ from ._patch_rules import HALVES, class_name, is_layer_norm, plain, quiet, ready
 from .denoiser import geglu, gelu_tanh, group_norm_silu, layer_norm_modulate, rms_norm_modulate, silu_gate, swiglu
 
 DIFFUSERS = "diffusers.models.normalization."
+_FAST = "timm's fast norm, which returns another dtype under autocast"
 
 
 def _one_dimension(module: Any) -> str | None:
+    if getattr(module, "_fast_norm", False):
+        return _FAST
     shape = module.normalized_shape
     return None if len(shape) == 1 else f"normalises over {len(shape)} dimensions"
 
@@ -36,6 +39,7 @@ def float32_layer_norm(self: Any, x: Tensor) -> Tensor:
 @rule(
     "torch.nn.modules.normalization.RMSNorm",
     "timm.layers.norm.RmsNorm",
+    "timm.layers.norm.RmsNormFp32",
     what="RMS norm",
     refuse=_one_dimension,
 )
@@ -64,10 +68,17 @@ def _groups_ready(norm: Any, x: Any) -> bool:
 
 
 def _silu_after(module: Any) -> str | None:
+    if module._fast_norm:
+        return _FAST
     return None if type(module.act) is nn.SiLU else f"its activation is {type(module.act).__name__}, not SiLU"
 
 
-@rule("timm.layers.norm_act.GroupNormAct", what="group norm and SiLU", refuse=_silu_after)
+@rule(
+    "timm.layers.norm_act.GroupNormAct",
+    "timm.layers.norm_act.GroupNorm1Act",
+    what="group norm and SiLU",
+    refuse=_silu_after,
+)
 def group_norm_act(self: Any, x: Tensor) -> Tensor:
     if not _groups_ready(self, x) or not quiet(self.act, self.drop) or type(self.drop) is not nn.Identity:
         return plain(self, x)
@@ -83,6 +94,7 @@ def group_norm_then_silu(
 ) -> Tensor:
     """silu(GN(x) (1 + scale) + shift) in one pass, where that is the same; shift and scale (B, C)."""
     if _groups_ready(norm, x) and ready(x, shift, scale) and quiet(norm, act):
+        scale, shift = (m if m is None else m.to(x.dtype) for m in (scale, shift))  # half-precision under autocast
         return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, scale, shift, eps=norm.eps)
     y = norm(x)
     if scale is not None and shift is not None:
@@ -212,9 +224,9 @@ def sana_modulated_norm(self: Any, hidden_states: Tensor, temb: Tensor, scale_sh
 @rule(DIFFUSERS + "AdaGroupNorm", what="group norm and modulation")
 def ada_group_norm(self: Any, x: Tensor, emb: Tensor) -> Tensor:
     m = self.linear(self.act(emb) if self.act else emb)
-    scale, shift = m.chunk(2, dim=1)
     if not ready(x, m) or x.numel() == 0:
         return plain(self, x, emb)
+    scale, shift = m.to(x.dtype).chunk(2, dim=1)
     return group_norm_silu(x, self.num_groups, None, None, scale, shift, eps=self.eps, activation=None)
 
 

@@ -100,4 +100,6 @@ def is_layer_norm(module: Any, affine: bool | None = None) -> bool:
         "diffusers.models.normalization.FP32LayerNorm",
         "timm.layers.norm.LayerNorm",
     )
-    return known and len(module.normalized_shape) == 1 and (affine is None or affine == (module.weight is not None))
+    if not known or len(module.normalized_shape) != 1 or getattr(module, "_fast_norm", False):
+        return False
+    return affine is None or affine == (module.weight is not None)

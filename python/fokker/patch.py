@@ -7,8 +7,8 @@ r"""Fused layers put into a model that exists, and taken out again: the model ke
 
 `apply` gives instances of known classes another ``forward``: RMS norms, group norms with a SiLU after them, diffusers'
 adaptive norms, gates and activations, its transformer blocks (DiT, PixArt, SD3, Flux, Sana, and those inside U-Nets),
-attention with normed queries and keys (Flux, SD3), residual blocks of U-Nets, timm's blocks, and blocks of the plain
-forms of DiT, FiT and EDM's U-Nets. A layer or group norm that stands alone is one pass in torch too, and stays.
+attention with normed queries and keys (Flux, SD3, timm), residual blocks of U-Nets, timm's blocks, and blocks of the
+plain forms of DiT, FiT and EDM's U-Nets. A layer or group norm that stands alone is one pass in torch too, and stays.
 State dict, parameters, hooks, types and signatures stay. A forward that somebody else replaced is left alone, and where
 the fused ops would not compute what torch does (another dtype, a hook on a layer that a fused block does not call,
 half-precision streams under autocast), a replaced module does what its class does. A model that nothing is known of is
