@@ -132,6 +132,21 @@ def test_padding_is_not_seen():
     kept = seen.bool()
     assert torch.equal(got[kept], changed[kept])
     assert error(got[kept], want[kept]) < 1e-10
+    assert not got[~kept].any()
+
+
+def test_images_packed_into_one_row():
+    model = fit2(torch.float64)[0].double().eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, t, y, grid = tokens(torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 2, 2], [3, 3, 4, 4, 4, 0]])
+    got = model(x, t, y, grid, mask)
+    for i, part in ((0, slice(0, 4)), (0, slice(4, 6)), (1, slice(0, 2)), (1, slice(2, 5))):
+        one = [a[i : i + 1] for a in (t, y)]
+        alone = model(x[i : i + 1, part], *one, grid[i : i + 1, :, part])
+        assert error(got[i : i + 1, part], alone) < 1e-12
+    assert not got[1, 5].any()
 
 
 @pytest.mark.parametrize("kind", ["adm", "ncsn++"])
@@ -273,6 +288,8 @@ def test_bad_input():
     x, t, y, grid = tokens(torch.float32)
     with pytest.raises(ValueError, match=r"grid must be \(2, 2, 6\): column and row of each token"):
         flexible(x, t, y, grid[:, :, :5])
+    with pytest.raises(ValueError, match=r"mask must be \(2, 6\), a number for each token; it is \(2, 5\)"):
+        flexible(x, t, y, grid, torch.ones(2, 5))
 
 
 @pytest.mark.slow

@@ -145,6 +145,44 @@ def test_plain_forms(which):
     assert found.worst < 1e-12 and max(found.gradients.values()) < 1e-12
 
 
+def test_block_with_the_arguments_of_fit():
+    """whlzy/FiT's: a mask, rotary tables and the modulation of all blocks."""
+
+    class Attention(twins.Attention):
+        def __init__(self, dim, heads):
+            super().__init__(dim, heads, norm=True)
+            self.num_heads = heads
+
+        def forward(self, x, mask, freqs_cos, freqs_sin):
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            turn = lambda z: torch.stack((-z[..., 1::2], z[..., ::2]), -1).flatten(-2)  # noqa: E731
+            q, k = (z * freqs_cos + turn(z) * freqs_sin for z in (self.q_norm(q), self.k_norm(k)))
+            seen = mask[:, None, :, None] == mask[:, None, None, :]
+            out = F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2)
+            return self.proj(out * (mask != 0)[..., None])
+
+    class Block(twins.FiTBlock):
+        def __init__(self, dim, heads):
+            super().__init__(dim, heads, rank=4)
+            self.attn = Attention(dim, heads)
+
+        def forward(self, x, c, mask, freqs_cos, freqs_sin, global_adaln=0.0):
+            s1, a1, g1, s2, a2, g2 = (self.adaLN_modulation(c) + global_adaln).chunk(6, dim=1)
+            h = self.attn(twins.modulate(self.norm1(x), s1, a1), mask, freqs_cos, freqs_sin)
+            x = x + g1[:, None] * h
+            return x + g2[:, None] * self.mlp(twins.modulate(self.norm2(x), s2, a2))
+
+    block = filled(Block(16, 2))
+    mask, tables = torch.tensor([[1.0] * 5, [1, 1, 1, 0, 0]]), (torch.randn(2, 1, 5, 8), torch.randn(2, 1, 5, 8))
+    args = (torch.randn(2, 5, 16), torch.randn(2, 16), mask, *tables)
+    assert "" in patch.apply(block).replaced
+    for more in ((), (torch.randn(2, 96),)):
+        found = patch.verify(block, *args, *more, gradients=True, show=False)
+        assert found.worst < 1e-6 and max(found.gradients.values()) < 1e-5
+    named = dict(zip(("mask", "freqs_cos", "freqs_sin"), args[2:], strict=True))
+    assert torch.allclose(block(*args[:2], **named), block(*args), atol=1e-5)
+
+
 def test_impostors_are_found_out():
     """Blocks with the parts of a DiT block that compute something else."""
 

@@ -111,9 +111,10 @@ class FiT(nn.Module):
     r"""The flexible vision transformer (Lu et al. 2024; FiTv2, Wang et al. 2024), with the names of whlzy/FiT.
 
     ``forward(x, t, y, grid, mask=None)``: patches x (B, T, patch_size^2 in_channels), times t (B,), labels y (B,),
-    ``grid`` (B, 2, T) with each token's column (first) and row, mask (B, T), zero where a row of x is padding; returns
-    (B, T, patch_size^2 out), out twice in_channels with ``learn_sigma``. Padded rows return anything. ``rope`` has
-    options of `fokker.denoiser.rope_table_2d`, which has FiT's interpolations.
+    ``grid`` (B, 2, T) with each token's column (first) and row; returns (B, T, patch_size^2 out), out twice in_channels
+    with ``learn_sigma``. mask (B, T): a token sees those of its own number, 0 where a row of x is padding (and the
+    result is 0), else 1, or the numbers of several images packed into one row. ``rope`` has options of
+    `fokker.denoiser.rope_table_2d`, which has FiT's interpolations.
 
     FiT-XL/2: ``FiT(hidden_size=1152, depth=28, num_heads=16, mlp="swiglu_large")``; FiTv2-XL/2: ``depth=36,
     mlp="swiglu", learn_sigma=False, qk_norm="layer", adaln_lora_dim=288``. Buffers of rotary tables in a checkpoint are
@@ -159,16 +160,19 @@ class FiT(nn.Module):
         if grid.shape != (x.shape[0], 2, x.shape[1]):
             wanted = (x.shape[0], 2, x.shape[1])
             raise ValueError(f"grid must be {wanted}: column and row of each token; it is {tuple(grid.shape)}")
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise ValueError(f"mask must be {tuple(x.shape[:2])}, a number for each token; it is {tuple(mask.shape)}")
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         cos, sin = rope_table_2d(grid.flip(1).transpose(1, 2), self.head_dim, **{"dtype": wide, **self.rope})
-        seen = None if mask is None else mask.bool()[:, None, None, :]
+        seen = None if mask is None else mask[:, None, :, None] == mask[:, None, None, :]
         h = self.x_embedder(x)
         c = self.t_embedder(t) + self.y_embedder(y)
         shared = None if self.global_adaLN_modulation is None else self.global_adaLN_modulation(c)
         pending: Pending | None = None
         for block in self.blocks:
             h, pending = block(h, c, seen, cos, sin, shared, pending, defer=True)
-        return self.final_layer(h, c, pending)
+        out = self.final_layer(h, c, pending)
+        return out if mask is None else out * (mask != 0)[..., None]
 
 
 def _without_tables(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:

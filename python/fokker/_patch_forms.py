@@ -49,8 +49,8 @@ def _block_arguments(module: Any, normal: Callable[..., Tensor]) -> tuple[Any, .
         return first
     if names[3:] != ["mask", "freqs_cos", "freqs_sin", "global_adaln"]:  # whlzy/FiT's
         return None
-    head = width // module.attn.num_heads
-    return (*first, None, normal(2, 1, 3, head), normal(2, 1, 3, head), normal(2, 6 * width))
+    head, mask = width // module.attn.num_heads, torch.ones_like(first[0][..., 0])
+    return (*first, mask, normal(2, 1, 3, head), normal(2, 1, 3, head), normal(2, 6 * width))
 
 
 def _norms(norm: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -58,7 +58,9 @@ def _norms(norm: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 @ours
-def transformer_block(self: Any, x: Tensor, c: Tensor, *rest: Any) -> Tensor:
+def transformer_block(self: Any, x: Tensor, c: Tensor, *rest: Any, **named: Any) -> Any:
+    if named:
+        return plain(self, x, c, *rest, **named)
     shared = rest[3] if len(rest) == 4 else 0.0
     first, second = self.norm1, self.norm2
     six = self.adaLN_modulation(c) + shared
