@@ -122,6 +122,8 @@ def test_labels_are_honoured():
     np.testing.assert_array_equal(ignored.means_, plain.means_)
     with pytest.raises(ValueError, match="y must hold integers from -1"):
         GaussianMixture(2, semi_supervised=True).fit(x, labels)
+    with pytest.raises(ValueError, match="y must hold integers from -1"):
+        GaussianMixture(3, semi_supervised=True).fit(x, np.full(len(x), "a"))
 
 
 @pytest.mark.parametrize("kind", TYPES)

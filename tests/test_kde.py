@@ -1,6 +1,7 @@
 """Density sums: accuracy in float32, edges, errors, gradients beyond the table's, streams; on every backend."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -137,6 +138,24 @@ def test_leave_one_out(backend):
     assert kde.log_prob(y[:1], y[:1], 0.7, exclude_self=True) == -math.inf
 
 
+def test_leave_one_out_beside_one_heavy_datum(backend):
+    """1e20 + 2 - 1e20 is 0 in float64: the others' weight is not to be found by subtraction."""
+    y, w = cloud(3, 2), torch.tensor([1.0, 1e20, 2.0], dtype=F64)
+    others = kde.log_prob(y[1:2], y[[0, 2]], 0.8, weights=w[[0, 2]])
+    found = kde.log_prob(y, y, 0.8, weights=w, exclude_self=True)
+    torch.testing.assert_close(found[1:2], others, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("h", [1e-25, 1e25])
+def test_bandwidths_beyond_the_range_of_float32(backend, h):
+    y, x = cloud(9, 3, dtype=torch.float32), cloud(5, 3, 1, dtype=torch.float32)
+    scale = max(h, 1.0)
+    near = y[torch.cdist(x, y).argmin(1)] if h < 1 else y.mean(0).expand(5, 3)
+    torch.testing.assert_close(kde.posterior_mean(x, y, h), near, rtol=1e-6, atol=1e-6)
+    want = kde.log_prob(x.double() * scale, y.double() * scale, h)
+    torch.testing.assert_close(kde.log_prob(x * scale, y * scale, h), want.float(), rtol=1e-6, atol=0)
+
+
 def test_kernel_sum(backend):
     x, y, v = cloud(5, 3), cloud(8, 3, 1), cloud(8, 4, 2)
     u = torch.tensor([1.0, -2.0, 0.0, 3.0, 1.0, 1.0, -1.0, 0.5], dtype=F64)
@@ -248,6 +267,8 @@ def test_more_pairs_than_an_int32_holds():
         ({"data": torch.zeros(4, 3).to_sparse()}, TypeError, "data must be a dense"),
         ({"bandwidth": 0.0}, ValueError, "bandwidth must be a positive number, got 0.0"),
         ({"bandwidth": math.nan}, ValueError, "bandwidth must be a positive number"),
+        ({"bandwidth": np.float32(-1)}, ValueError, "bandwidth must be a positive number, got -1.0"),
+        ({"data": np.array([["a"] * 3] * 5)}, TypeError, "data must hold numbers"),
         ({"bandwidth": torch.ones(7)}, ValueError, "bandwidth .7,. does not broadcast"),
         ({"bandwidth": torch.ones(4, 5)}, ValueError, "not along both"),
         ({"weights": torch.ones(4)}, ValueError, "weights must have shape"),
@@ -270,6 +291,14 @@ def test_output_names_are_checked():
         kde.evaluate(torch.zeros(4, 3), torch.zeros(5, 3), 1.0, outputs=("density",))
     with pytest.raises(ValueError, match="laplacian need kernel='gaussian'"):
         kde.evaluate(torch.zeros(4, 3), torch.zeros(5, 3), 1.0, outputs=("laplacian",), kernel="laplace")
+
+
+def test_posterior_mean_names_sigma():
+    x = cloud(4, 3)
+    with pytest.raises(ValueError, match="sigma must be a positive number, got 0"):
+        kde.posterior_mean(x, x, 0)
+    with pytest.raises(ValueError, match=r"sigma must be a number or \(..., N=4\), got \(3,\)"):
+        kde.posterior_mean(x, x, torch.ones(3))
 
 
 def test_bad_bandwidth_tensors_give_nan():
@@ -318,9 +347,12 @@ def test_streams_equal_one_pass(backend, tmp_path):
 
 
 def test_states_must_match():
-    a, b = kde.KDEState(cloud(5, 3), 0.7), kde.KDEState(cloud(6, 3), 0.7)
-    with pytest.raises(ValueError, match="same queries"):
-        a.merge(b)
+    x = cloud(5, 3)
+    a = kde.KDEState(x, 0.7)
+    for other in (kde.KDEState(cloud(6, 3), 0.7), kde.KDEState(x + 1, 0.7), kde.KDEState(x, 0.8)):
+        with pytest.raises(ValueError, match="same queries, bandwidth"):
+            a.merge(other)
+    assert a.merge(kde.KDEState(x.clone(), torch.tensor(0.7, dtype=F64))) is a
     assert (a.result()["log_prob"] == -math.inf).all()
 
 
@@ -330,3 +362,48 @@ def test_arrow_batches():
     table = pyarrow.table({str(k): y[:, k].numpy() for k in range(3)})
     got = kde.KDEState(x, 0.7).update_from(table.to_batches(max_chunksize=7)).result()["log_prob"]
     torch.testing.assert_close(got, kde.log_prob(x, y, 0.7), rtol=1e-12, atol=1e-12)
+    # a column of vectors, in slices; nulls are not numbers
+    vectors = pyarrow.table({"v": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(y.flatten().numpy()), 3)})
+    for parts in ([vectors], vectors.to_batches(max_chunksize=7), [vectors[:11], vectors[11:]]):
+        got = kde.KDEState(x, 0.7).update_from(parts).result()["log_prob"]
+        torch.testing.assert_close(got, kde.log_prob(x, y, 0.7), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="no nulls, got 1"):
+        kde.KDEState(x, 0.7).update_from([pyarrow.table({"a": [1.0, 2.0], "b": [1.0, None], "c": [1.0, 2.0]})])
+
+
+def test_a_progress_bar_does_not_read_ahead():
+    x, seen = cloud(5, 3), []
+
+    class State(kde.KDEState):
+        def update(self, data, weights=None):
+            seen.append(len(read))
+            return super().update(data, weights)
+
+    read = []
+
+    def chunks():
+        for k in range(4):
+            read.append(k)
+            yield cloud(6, 3, k)
+
+    State(x, 0.7).update_from(chunks(), show=True)
+    assert seen == [1, 2, 3, 4]
+
+
+def test_arrays_that_torch_cannot_hold(tmp_path):
+    """Stored read-only, reversed, or lists: read all the same, without a warning."""
+    x, y = cloud(5, 3).numpy(), cloud(20, 3, 1).numpy()
+    stored = np.memmap(tmp_path / "data", dtype=np.float64, mode="w+", shape=y.shape)
+    stored[:] = y
+    stored = np.memmap(tmp_path / "data", dtype=np.float64, mode="r", shape=y.shape)
+    want = kde.log_prob(x, y, 0.7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = (
+            kde.log_prob(x, stored, 0.7),
+            kde.log_prob(x, y[::-1], 0.7),
+            kde.KDEState(x, 0.7).update(stored).result()["log_prob"],
+        )
+        listed = kde.KDEState(x.tolist(), 0.7).update(y.tolist()).result()["log_prob"]
+    for value in (*found, listed):
+        np.testing.assert_allclose(value, want, rtol=1e-12)

@@ -108,6 +108,9 @@ def test_debiasing_lowers_the_bias():
     [
         ({"bandwidth": 0.0}, "bandwidth must be a positive number"),
         ({"bandwidth": "best"}, "bandwidth must be"),
+        ({"bandwidth": np.inf}, "bandwidth must be a positive number"),
+        ({"kernel": "student_t", "nu": -1.0}, "nu must be a positive number"),
+        ({"precision": "low"}, "precision must be one of"),
         ({"kernel": "vmf"}, "kernel must be one of"),
         ({"metric": "haversine"}, "metric must be 'euclidean'"),
         ({"bandwidth_convention": "scipy"}, "bandwidth_convention"),
@@ -117,3 +120,8 @@ def test_debiasing_lowers_the_bias():
 def test_parameters_are_checked(settings, words):
     with pytest.raises(ValueError, match=words):
         KernelDensity(**settings).fit(np.zeros((3, 2)))
+
+
+def test_number_of_samples_is_checked():
+    with pytest.raises(ValueError, match="n_samples must be an integer >= 0, got -1"):
+        KernelDensity().fit(np.zeros((3, 2))).sample(-1)

@@ -237,6 +237,13 @@ def test_cmixup_draws_the_stated_law():
     assert chi2 < scipy.stats.chi2.ppf(1 - 1e-6, 5 * 3)
 
 
+def test_cmixup_compiles():
+    y = normal(40, seed=3)
+    f = lambda y: pairwise.cmixup_sample(y, 0.5, seed=11)  # noqa: E731
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(y), f(y))
+
+
 def test_cmixup_does_not_depend_on_tiles_or_on_the_rows_asked_for(monkeypatch):
     y = normal(70, 2)
     want = pairwise.cmixup_sample(y, 0.3, seed=5, step=2)

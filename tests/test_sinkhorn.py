@@ -150,6 +150,15 @@ def test_numpy_nan_and_broadcast():
     assert bool(far.value.isfinite().all())
 
 
+@pytest.mark.parametrize("debias", [False, True])
+def test_compile_fullgraph(debias):
+    x, y = X[0], Y[0]
+    f = lambda x, y: pairwise.sinkhorn(x, y, epsilon=0.5, iterations=3, tolerance=0.0, debias=debias).value  # noqa: E731
+    torch.compiler.reset()
+    got = torch.compile(f, fullgraph=True, backend="aot_eager")(x, y)
+    torch.testing.assert_close(got, f(x, y), rtol=1e-12, atol=1e-12)
+
+
 def test_backends_agree():
     with fokker.use_backend("reference"):
         want = pairwise.sinkhorn(X, Y, epsilon=0.5, iterations=200)

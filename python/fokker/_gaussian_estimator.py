@@ -128,7 +128,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         labels = np.asarray(y)
         if labels.shape != (n,):
             raise ValueError(f"y must have shape ({n},), got {labels.shape}")
-        whole = labels.astype(np.int64)
+        whole = labels.astype(np.int64) if labels.dtype.kind in "biuf" else np.full(n, -2)
         if not (whole == labels).all() or whole.min() < -1 or whole.max() >= self.n_components:
             raise ValueError(f"y must hold integers from -1 (unknown) to n_components - 1 = {self.n_components - 1}")
         return torch.from_numpy(whole)

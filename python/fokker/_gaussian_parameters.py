@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._gaussian_tiles import Factors, _transformed
-from ._kde_arguments import _tensor
+from ._kde_arguments import _tensor, is_number
 
 #: covariance types, and the shapes of a covariance: one a component, or one for all
 COVARIANCES = {
@@ -262,7 +262,7 @@ class Mixture:
 
 def noise_level(value: Any, name: str, batch: torch.Size, device: torch.device) -> Tensor:
     """alpha or sigma in float64: (1,), or one a query (n,)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if is_number(value):
         if not math.isfinite(value) or (name == "sigma" and value < 0):
             raise ValueError(f"{name} must be a finite number{' >= 0' * (name == 'sigma')}, got {value}")
         return torch.full((1,), float(value), dtype=torch.float64, device=device)

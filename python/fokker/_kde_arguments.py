@@ -116,7 +116,7 @@ def _named(kernel: str) -> str:
 
 
 def _tensor(function: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
-    t = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device=device or "cpu")
+    t = value if isinstance(value, Tensor) else _from_array(function, name, value, device or "cpu")
     check_dense(function, name, t)
     if t.is_complex():
         raise TypeError(f"{function}: {name} must be real, got dtype {t.dtype}")
@@ -127,8 +127,23 @@ def _tensor(function: str, name: str, value: Any, device: torch.device | None = 
     return t if device is None else t.to(device)
 
 
+def _from_array(function: str, name: str, value: Any, device: Any) -> Tensor:
+    array = np.asarray(value)
+    if not array.flags.writeable or any(s < 0 for s in array.strides):
+        array = array.copy()  # torch knows no such arrays
+    try:
+        return torch.as_tensor(array, device=device)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must hold numbers, got an array of dtype {array.dtype}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a plain number, Python's or NumPy's."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def _bandwidth(function: str, value: Any, shape: torch.Size, device: torch.device) -> Tensor:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if is_number(value):
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{function}: bandwidth must be a positive number, got {value}")
         return torch.full((math.prod(shape[:-2]), 1, 1), float(value), dtype=torch.float64, device=device)
@@ -164,8 +179,10 @@ def _weights(function: str, value: Any, c: Call, exclude_self: bool) -> tuple[Te
             raise ValueError(f"{function}: weights must not all be zero")
     logs = torch.where(w == 0, -torch.inf, torch.log(torch.where(w == 0, 1.0, w)))
     total = w.sum(1, keepdim=True)
-    if exclude_self:
-        total = total - w
+    if exclude_self and w.shape[1]:
+        # For the heaviest a sum without it: subtracted from the whole it may leave nothing of the others.
+        top = w.argmax(1, keepdim=True)
+        total = (total - w).scatter(1, top, w.scatter(1, top, 0.0).sum(1, keepdim=True))
     return logs, torch.where(total == 0, 0.0, torch.log(torch.where(total == 0, 1.0, total)))
 
 
@@ -208,6 +225,8 @@ def arrange(
         ) from None
     dtype = torch.promote_types(x.dtype, y.dtype)
     compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    if is_number(bandwidth) and not 1e-15 < bandwidth < 1e15:
+        compute = torch.float64  # 1 / h^2 and (x / h)^2 leave float32's range
     count = math.prod(batch)
     h = _bandwidth(function, bandwidth, torch.Size((*batch, n, m)), x.device)
     c = Call(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from . import kde
+from ._kde_arguments import PRECISIONS
 from ._kde_sampling import radii
 
 KERNELS = tuple(k for k in kde.KERNELS if k != "vmf")
@@ -80,8 +81,12 @@ class KernelDensity(DensityMixin, BaseEstimator):
         if self.bandwidth_convention not in ("radius", "deviation"):
             raise ValueError(f"bandwidth_convention must be radius or deviation, got {self.bandwidth_convention!r}")
         number = isinstance(self.bandwidth, Real) and not isinstance(self.bandwidth, bool)
-        if not (number and self.bandwidth > 0) and self.bandwidth not in ("scott", "silverman", "loo"):
+        if not (number and 0 < self.bandwidth < math.inf) and self.bandwidth not in ("scott", "silverman", "loo"):
             raise ValueError(f"bandwidth must be a positive number, scott, silverman or loo, got {self.bandwidth!r}")
+        if not (isinstance(self.nu, Real) and 0 < self.nu < math.inf):
+            raise ValueError(f"nu must be a positive number, got {self.nu!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def _choose_bandwidth(self) -> float:
         n, d = self._data.shape
@@ -130,6 +135,8 @@ class KernelDensity(DensityMixin, BaseEstimator):
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
         """Draws from the estimate, ``(n_samples, d)``, for every kernel."""
         check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 0:
+            raise ValueError(f"n_samples must be an integer >= 0, got {n_samples!r}")
         rng = check_random_state(random_state)
         p = None if self._weights is None else self._weights / self._weights.sum()
         centres = self._data[rng.choice(len(self._data), size=n_samples, p=p)]

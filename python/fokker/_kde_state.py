@@ -44,9 +44,9 @@ class KDEState:
         from .kde import KERNELS, check_outputs
 
         self.outputs = check_outputs(outputs, kernel)
-        self._x, self._bandwidth = x, bandwidth
+        self._x, self._bandwidth = x if isinstance(x, Tensor) else np.asarray(x), bandwidth
         self._settings = (kernel, nu, False, precision, KERNELS)
-        call = self._arrange(x[:0])
+        call = self._arrange(self._x[:0])
         if len(call.batch) or call.bandwidth.shape[2] != 1:
             raise ValueError("KDEState needs queries (N, d) and a bandwidth that is one number or one a query (N, 1)")
         self._mask = SLOPE if {"score", "posterior_mean", "laplacian"} & set(outputs) else 0
@@ -94,8 +94,13 @@ class KDEState:
 
     def merge(self, other: KDEState) -> KDEState:
         """Add what another state of the same queries has seen; returns the state itself."""
-        if other.log_sum.shape != self.log_sum.shape or other._mask != self._mask or other._settings != self._settings:
-            raise ValueError("merge needs two states of the same queries, outputs and settings")
+        if (
+            other.log_sum.shape != self.log_sum.shape
+            or other._mask != self._mask
+            or other._settings != self._settings
+            or not (_same(other._x, self._x) and _same(other._bandwidth, self._bandwidth))
+        ):
+            raise ValueError("merge needs two states of the same queries, bandwidth, outputs and settings")
         return self._add(other.log_sum, other.mean, other.square, other.spread, other.total)
 
     def update_from(self, chunks: Iterable[Any], *, show: bool = False) -> KDEState:
@@ -103,8 +108,7 @@ class KDEState:
 
         ``show`` draws a progress bar (where tqdm is installed).
         """
-        listed = list(chunks) if show and not hasattr(chunks, "__len__") else chunks
-        for chunk in progress(listed, "data") if show else listed:
+        for chunk in progress(chunks, "data") if show else chunks:
             self.update(*(chunk if isinstance(chunk, tuple) else (_rows(chunk),)))
         return self
 
@@ -149,11 +153,25 @@ class KDEState:
         return {name: restore(c, value) for name, value in found.items()}
 
 
+def _same(a: Any, b: Any) -> bool:
+    if a is b or any(isinstance(t, Tensor) and not t.is_cpu for t in (a, b)):  # no waiting for a device
+        return True
+    a, b = (t.detach() if isinstance(t, Tensor) else torch.as_tensor(np.asarray(t)) for t in (a, b))
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 def _rows(chunk: Any) -> Any:
-    # an Arrow record batch or table: a column a coordinate
-    if hasattr(chunk, "column_names") or hasattr(chunk, "schema"):
-        return np.stack([chunk.column(i).to_numpy(zero_copy_only=False) for i in range(chunk.num_columns)], 1)
-    return chunk
+    # an Arrow record batch or table: a column a coordinate, or one column of lists of a fixed size
+    if not (hasattr(chunk, "column_names") or hasattr(chunk, "schema")):
+        return chunk
+    columns = [chunk.column(i) for i in range(chunk.num_columns)]
+    if nulls := sum(c.null_count for c in columns):
+        raise ValueError(f"KDEState: Arrow columns must hold no nulls, got {nulls}")
+    size = getattr(columns[0].type, "list_size", 0) if len(columns) == 1 else 0
+    if not size:
+        return np.stack([c.to_numpy(zero_copy_only=False) for c in columns], 1)
+    whole = columns[0].combine_chunks() if hasattr(columns[0], "combine_chunks") else columns[0]
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
 
 
 def chunks(data: Any, rows: int = 1 << 17) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._kde_arguments import Call, arrange
+from ._kde_arguments import Call, arrange, is_number
 from ._kde_ops import SQUARE
 from ._op import _is_compiling
 from ._pairwise_arguments import (
@@ -85,7 +85,7 @@ def bandwidths_of(function: str, value: Any, c: Clouds) -> list[Any]:
     if isinstance(value, str):
         choice(function, "bandwidth", value, ("median",))
         return [_median(function, c)[:, None, None].double()]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if is_number(value):
         return [positive(function, "bandwidth", value)]
     if isinstance(value, (list, tuple)):
         values = list(value)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import random
-from ._pairwise_arguments import clouds, positive, simplex, takes_reference, tensor
+from ._pairwise_arguments import clouds, positive, readable, simplex, takes_reference, tensor
 from ._pairwise_kernels import mmd2
 from ._pairwise_tiles import characteristic_gaps
 from .random import Stream
@@ -114,7 +114,7 @@ def cmixup_sample(
     y = tensor(name, "labels", labels).detach()
     if y.dim() not in (1, 2) or y.shape[0] < 2:
         raise ValueError(f"{name}: labels must have shape (N,) or (N, dy) with N >= 2, got {tuple(y.shape)}")
-    if not bool(y.isfinite().all()):
+    if readable(y) and not bool(y.isfinite().all()):
         raise ValueError(f"{name}: labels must be finite")
     y = y[:, None] if y.dim() == 1 else y
     dtype = torch.float64 if y.dtype is torch.float64 else torch.float32
@@ -125,7 +125,7 @@ def cmixup_sample(
         ids = torch.as_tensor(rows, device=y.device)
         if ids.dtype is not torch.int64 or ids.dim() != 1:
             raise ValueError(f"{name}: rows must be int64 of shape (B,), got {ids.dtype} {tuple(ids.shape)}")
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < n):
+        if readable(ids) and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < n):
             raise ValueError(f"{name}: rows must be in [0, {n}), got {int(ids.min())} to {int(ids.max())}")
     if seed is None:  # one seed for all tiles
         home = generator.device if generator is not None else torch.device("cpu")

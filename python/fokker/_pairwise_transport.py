@@ -43,24 +43,24 @@ class _Side:
         return -epsilon * c.with_bias(self.log_b + g / epsilon).sums(0)[0]
 
 
+def _semidual(x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, g: Tensor) -> Tensor:
+    return (a * _Side(x, y, b)(g, epsilon)).sum(-1) + (b * g).sum(-1)
+
+
 class _Value(torch.autograd.Function):
     """<a, f> + <b, g> with f the best for g, as a function of the clouds, the weights and epsilon at a fixed g."""
 
     @staticmethod
-    def _semidual(x: Tensor, y: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, g: Tensor) -> Tensor:
-        return (a * _Side(x, y, b)(g, epsilon)).sum(-1) + (b * g).sum(-1)
-
-    @staticmethod
     def forward(ctx: Any, *arguments: Tensor) -> Tensor:
         ctx.save_for_backward(*arguments)
-        return _Value._semidual(*arguments)
+        return _semidual(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         needed = ctx.needs_input_grad[:5]
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors[:5], needed, strict=True)]
-            value = _Value._semidual(*leaves, ctx.saved_tensors[5])
+            value = _semidual(*leaves, ctx.saved_tensors[5])
             wanted = [t for t, n in zip(leaves, needed, strict=True) if n]
             found = iter(torch.autograd.grad(value, wanted, grad.detach(), allow_unused=True))
         slopes = [next(found) if n else None for n in needed]
@@ -76,7 +76,6 @@ class _Problem:
     def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, same: bool) -> None:
         self.x, self.y, self.a, self.b, self.same = x, y, a, b, same
 
-    @torch.no_grad()
     def solve(self, ladder: list[float], epsilon: float, limit: int, tolerance: float) -> tuple[Tensor, ...]:
         """(f, g, the marginal's error, iterations), f being the best for g."""
         to_f, to_g = _Side(self.x, self.y, self.b), _Side(self.y, self.x, self.a)
@@ -108,7 +107,7 @@ class _Problem:
         """The cost, differentiable once."""
         arguments = (self.x, self.y, self.a, self.b, epsilon, g.detach())
         if _is_compiling() or transformed():
-            return _Value._semidual(*arguments)
+            return _semidual(*arguments)
         return _Value.apply(*arguments)
 
 
@@ -184,7 +183,8 @@ def sinkhorn(
     pairs = [_Problem(*z, *w, False)]
     if debias:
         pairs += [_Problem(z[k], z[k], w[k], w[k], True) for k in (0, 1)]
-    solved = [p.solve(ladder, fixed, iterations, tolerance) for p in pairs]
+    with torch.no_grad():  # not a decorator of the method: torch.compile does not take that
+        solved = [p.solve(ladder, fixed, iterations, tolerance) for p in pairs]
     value = pairs[0].value(solved[0][1], eps)
     f, g, error, count = solved[0]
     if debias:

@@ -30,13 +30,15 @@ are summed again in float64; "high" leaves that out, and so, today, does "fast".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._kde_arguments import Call, arrange, restore
+from ._kde_arguments import Call, _tensor, arrange, is_number, restore
 from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
 from ._kde_state import KDEState, chunks
 
@@ -134,9 +136,14 @@ def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precis
     Returns:
         ``(..., N, d)``.
     """
-    h = sigma if isinstance(sigma, (int, float, Tensor)) else torch.as_tensor(sigma)
-    if isinstance(h, Tensor) and h.dim():
-        h = h[..., None]
+    h = sigma if is_number(sigma) else _tensor("posterior_mean", "sigma", sigma)
+    if isinstance(h, Tensor):
+        shape = x.shape if isinstance(x, Tensor) else np.shape(x)
+        if h.dim() and len(shape) > 1 and h.shape[-1] not in (1, shape[-2]):
+            raise ValueError(f"posterior_mean: sigma must be a number or (..., N={shape[-2]}), got {tuple(h.shape)}")
+        h = h[..., None] if h.dim() else h
+    elif not h > 0 or math.isinf(h):
+        raise ValueError(f"posterior_mean: sigma must be a positive number, got {sigma}")
     return _evaluate(x, data, h, ("posterior_mean",), weights, "gaussian", 1.0, False, precision, 0.0)["posterior_mean"]
 
 

@@ -35,7 +35,7 @@ from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
 from ._gaussian_whitened import root_pays, whitened_sums
-from ._kde_arguments import PRECISIONS, Call, _tensor, arrange
+from ._kde_arguments import PRECISIONS, Call, _tensor, arrange, is_number
 from ._kde_ops import SLOPE, VALUES
 
 __all__ = [
@@ -131,7 +131,7 @@ def evaluate(
     for name in names:
         mask |= OUTPUTS[name]
     if _fused(mixture, mask, *level):
-        unmoved = isinstance(alpha, (int, float)) and alpha == 1
+        unmoved = is_number(alpha) and alpha == 1
         found = _by_density_sums(rows, mixture, *level, unmoved, names, precision)
     else:
         compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
