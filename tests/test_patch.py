@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fokker.nn
 from fokker import patch
 
 
@@ -115,6 +116,11 @@ def test_unknown_model_is_left_alone(capsys):
     assert report.kept == {"1": "no rule for torch.nn.modules.batchnorm.BatchNorm1d"}
     found = patch.verify(model.eval(), torch.randn(2, 3))
     assert found.worst == 0 and "0 modules replaced" in capsys.readouterr().out
+    assert patch.apply(fokker.nn.ResnetBlock2D(8, 8, 4)).kept == {
+        "norm0": "fokker's own",
+        "norm1": "fokker's own",
+        "": "fokker's own",
+    }
     for call in (patch.apply, patch.remove, patch.verify):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
             call("model")
@@ -297,6 +303,19 @@ def test_timm():
     wide = LayerNormFp32(8)
     patch.apply(wide)
     assert torch.equal(wide(half), F.layer_norm(half.float(), (8,)).bfloat16()) and wide(tokens).dtype == tokens.dtype
+
+
+def test_compiled_models_are_known():
+    """Put in and taken out after compiling, too: Dynamo guards the forwards. Verified without the compiler."""
+    block, (x, c), _ = list(blocks())[1]
+    compiled = torch.compile(filled(block), backend="eager")
+    want = compiled(x, c)
+    assert set(patch.apply(compiled).replaced) == {"_orig_mod"}
+    fused = block(x, c)
+    assert torch.equal(compiled(x, c), fused) and not torch.equal(fused, want)
+    assert 0 < patch.verify(compiled, x, c, show=False).worst < 1e-6
+    assert patch.remove(compiled) == 1
+    assert torch.equal(compiled(x, c), want)
 
 
 @pytest.mark.slow

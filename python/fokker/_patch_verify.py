@@ -78,7 +78,7 @@ def _run(
     # A hook on the modules themselves would be seen by fused blocks, which would then call what they leave out.
     handle = register_module_forward_hook(keep)
     try:
-        with _same_numbers(model), torch.set_grad_enabled(gradients):
+        with _same_numbers(model), torch.set_grad_enabled(gradients), torch.compiler.set_stance("force_eager"):
             out = model(*args, **kwargs)
     finally:
         handle.remove()

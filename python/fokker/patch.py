@@ -135,12 +135,15 @@ def verify(model: nn.Module, *args: Any, gradients: bool = False, show: bool = T
         gradients: also compares the gradients of a weighted sum of the output in every parameter that wants one.
         show: prints the table.
 
+    A compiled model is compared without torch.compile, and named from the module inside.
+
     Returns:
         a `Verification`: of each replaced module that was called, and of the whole, the largest difference and that
         over the largest number. Differences accumulate from module to module: in float32 expect about 1e-6, in
         bfloat16 about 1e-2. Buffers that a forward changes (batch norms in training) are changed twice.
     """
     _check(model)
+    model = getattr(model, "_orig_mod", model)
     before = _ours(model)
     remove(model)
     try:
@@ -175,9 +178,9 @@ def _decide(module: nn.Module, held: dict[Any, str | None]) -> tuple[Callable[..
     if rule is None:
         form = form_of(module)
         if form is None:
-            if type(module).__module__.startswith("fokker.") or not any(w in type(module).__name__ for w in _LOOKS):
+            if not any(w in type(module).__name__ for w in _LOOKS):
                 return None
-            return None, _LEFT.get(name, f"no rule for {name}")
+            return None, "fokker's own" if name.startswith("fokker.") else _LEFT.get(name, f"no rule for {name}")
     if foreign(module):
         return None, "its forward was replaced by somebody else"
     if rule is not None:
