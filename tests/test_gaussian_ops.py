@@ -173,6 +173,33 @@ def test_low_rank_takes_the_faster_form(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["isotropic", "diag", "lowrank", "full"])
+def test_queries_at_a_few_noise_levels(kind, monkeypatch):
+    """Each level by itself, results in the queries' order, as by tiles of one level a query; so are gradients."""
+    monkeypatch.setattr(mixture, "_A_LEVEL", 2)
+    g = torch.Generator().manual_seed(4)
+    x, mean, w = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((3, 5, 4), (3, 4), (3, 4, 2)))
+    t = torch.rand(3, generator=g, dtype=torch.float64) + 0.2
+    alpha, sigma = torch.tensor([[0.9], [0.5], [0.9]]).double(), torch.tensor([0.3, 0.7, 0.3, 0.3, 0.7]).double()
+    leaves = [v.requires_grad_() for v in (x, mean, w, t)]
+    dense = w @ w.mT + t[:, None, None] * torch.eye(4, dtype=torch.float64)
+    covariance = {"isotropic": t, "diag": dense.diagonal(dim1=1, dim2=2), "lowrank": (w, t), "full": dense}[kind]
+    m = mixture.Mixture(mean, covariance, None, kind)
+    found, split = [], mixture._levels
+    for levels in (split, lambda *a: None):
+        seen = []
+        monkeypatch.setattr(mixture, "_levels", lambda *a: seen.append(levels(*a)) or seen[-1])  # noqa: B023
+        value = mixture.evaluate(x, m, outputs=tuple(mixture.OUTPUTS), alpha=alpha, sigma=sigma)
+        total = sum((v**2).sum() for v in value.values())
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=True)
+        found.append([*value.values(), *(s for s in slopes if s is not None)])
+        assert [len(v) for v in seen[0] or ()] == ([3, 2, 6, 4] if levels is split else [])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    assert split(m, alpha.expand(3, 5).reshape(-1), sigma.clone().requires_grad_().repeat(3)) is None
+    assert [len(v) for v in split(m, torch.ones(1).double(), torch.full((7,), 0.5).double())] == [7]
+
+
 def test_bad_input():
     (x, mean, root, bias), _ = arguments(6, 2, 3, "diag", False)
     module, out = _native.cpu, torch.empty(6, dtype=torch.float64)

@@ -66,9 +66,10 @@ def whiten(kind: str, covariance: Any, dim: int, square: Any = 1.0, noise: Any =
 
 
 def root_pays(n: Any, dim: int) -> bool:
-    """Whether a low-rank mixture is faster by its d x d roots than by tiles, which take O(d r) a pair.
+    """Whether n points at a noise level are faster by d x d roots of their own than by tiles.
 
-    At 10 to 100 components of rank d / 8 on a CPU; making the roots costs O(K d^2 r), which few points do not pay back.
+    Measured on a CPU at 10 to 100 components, of rank d / 8 if low. A tile takes O(d r) a pair if low-rank, and full
+    covariances' eigenvectors serve every level; few points do not pay back what the roots cost.
     """
     return dim <= 128 and not (isinstance(n, int) and 16 * n < dim * dim)
 

@@ -13,12 +13,12 @@ and score = (alpha E[x_0 | x] - x) / sigma^2 (Tweedie's formula; Efron 2011), th
 Queries ``x`` are (..., d); ``alpha`` and ``sigma`` are numbers, or tensors that broadcast to the batch (...), one a
 query. All is differentiable in x, alpha, sigma, means, covariances and weights, twice, with no array of all queries by
 all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and
-components go to the fused sums of `fokker.kde`; others at one noise level to the kernels of Gaussian mixtures, by a
-root of each inverse covariance (if full, a Cholesky factorisation a component and call, then O(d^2) a pair); those at a
-level a query, and low-rank ones of d > 128 or few queries, to tiles of torch ops, by one eigendecomposition a mixture:
-full ones O(d^2) a pair, low-rank ones O(d r) by Woodbury's identity and the matrix determinant lemma. All in float64
-with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is
-lost), in the dtype of x with "high".
+components go to the fused sums of `fokker.kde`; others at one noise level (on the CPU: at a few, each by itself) to the
+kernels of Gaussian mixtures, by a root of each inverse covariance (if full, a Cholesky factorisation a component and
+call, then O(d^2) a pair); many levels, and low rank at d > 128 or few queries, to tiles of torch ops, by one
+eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity and the matrix determinant
+lemma. All in float64 with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in
+float32, is all that is lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
@@ -26,6 +26,7 @@ A query holding an infinity has log density -inf, score 0 and responsibilities 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ from torch import Tensor
 
 from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
-from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, mixture_sums
+from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, _transformed, mixture_sums
 from ._gaussian_whitened import root_pays, whitened_sums
 from ._kde_arguments import PRECISIONS, Call, _tensor, arrange, is_number
 from ._kde_ops import SLOPE, VALUES
+from ._op import _dispatch_depth
 
 __all__ = [
     "Mixture",
@@ -50,6 +52,7 @@ __all__ = [
     "score",
     "select_components",
 ]
+_A_LEVEL = 256  # queries that pay for sums of their own, where there are several levels
 OUTPUTS = {"log_prob": 0, "score": SCORE, "posterior_mean": MEAN, "responsibilities": SHARES, "mahalanobis": DISTANCE}
 
 
@@ -130,12 +133,16 @@ def evaluate(
     mask = 0
     for name in names:
         mask |= OUTPUTS[name]
-    if _fused(mixture, mask, *level):
-        unmoved = is_number(alpha) and alpha == 1
-        found = _by_density_sums(rows, mixture, *level, unmoved, names, precision)
-    else:
-        compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
-        found = _by_tiles(rows, mixture, *level, mask, compute)
+    unmoved = is_number(alpha) and alpha == 1
+    compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
+
+    def run(rows: Tensor, *level: Tensor) -> dict[str, Tensor]:
+        if _fused(mixture, mask, *level):
+            return _by_density_sums(rows, mixture, *level, unmoved, names, precision)
+        return _by_components(rows, mixture, *level, mask, compute)
+
+    groups = None if _fused(mixture, mask, *level) else _levels(mixture, *level)
+    found = run(rows, *level) if groups is None else _at_each(groups, run, rows, *level)
     results = {}
     for name in names:
         value = found[name].to(dtype).reshape((*batch, *found[name].shape[1:]))
@@ -147,7 +154,36 @@ def evaluate(
     return results
 
 
-def _by_tiles(
+def _levels(mixture: Mixture, alpha: Tensor, sigma: Tensor) -> list[Tensor] | None:
+    """The queries at each of a few noise levels, as a sampler's are; None where they are many or nobody may look."""
+    n = max(alpha.shape[0], sigma.shape[0])
+    plain = alpha.device.type == "cpu" and type(alpha) is type(sigma) is Tensor
+    if n == 1 or not plain or _transformed() or _dispatch_depth():
+        return None
+    if torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad):
+        return None
+    code = torch.zeros(n, dtype=torch.int64, device="cpu")
+    for v in (alpha, sigma):
+        values, index = torch.unique(v, return_inverse=True)
+        code = code * len(values) + index
+    counts = torch.unique(code, return_counts=True)[1]
+    rows, matrices = n // len(counts), mixture.covariance_type in ("full", "lowrank")
+    if (len(counts) > 1 and rows < _A_LEVEL) or (matrices and not root_pays(rows, mixture.dim)):
+        return None
+    return list(torch.argsort(code, stable=True).split(counts.tolist()))
+
+
+def _at_each(
+    groups: list[Tensor], run: Callable[..., dict[str, Tensor]], x: Tensor, *level: Tensor
+) -> dict[str, Tensor]:
+    if len(groups) == 1:
+        return run(x, *(v[:1] for v in level))
+    parts = [run(x[at], *(v if v.shape[0] == 1 else v[at[:1]] for v in level)) for at in groups]
+    back = torch.argsort(torch.cat(groups))
+    return {name: torch.cat([p[name] for p in parts])[back] for name in parts[0]}
+
+
+def _by_components(
     x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype
 ) -> dict[str, Tensor]:
     noise, log_w = sigma.square(), mixture.log_weights()
@@ -157,10 +193,7 @@ def _by_tiles(
         found = whitened_sums(x, alpha, noise, log_w, means, mixture.covariance_type, covariance, mask, compute)
     else:
         sums = mixture_sums(x, alpha, noise, log_w, mixture.means, mixture.factors(), mask, compute)
-        wanted = (
-            "log_prob",
-            *(n for n in ("score", "posterior_mean", "responsibilities", "mahalanobis") if mask & OUTPUTS[n]),
-        )
+        wanted = ("log_prob", *(n for n in OUTPUTS if n != "log_prob" and mask & OUTPUTS[n]))
         found = dict(zip(wanted, sums, strict=True))
     if "mahalanobis" in found:
         squared = found["mahalanobis"]

@@ -22,6 +22,7 @@ def benches() -> Iterator[Bench]:
     yield from _threads()
     yield from _mixtures()
     yield from _low_rank()
+    yield from _levels()
     yield from _pairwise()
 
 
@@ -121,6 +122,28 @@ def _low_rank() -> Iterator[Bench]:
                 {"fokker by tiles": 1.0},
                 elements=n,
             )
+
+
+def _levels() -> Iterator[Bench]:
+    n, d, k, count = 4096, 16, 64, 8
+    g = torch.Generator().manual_seed(8)
+    x, means = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((n, d), (k, d)))
+    root = torch.randn(k, d, d, generator=g, dtype=torch.float64) / 4
+    full = root @ root.mT + 0.5 * torch.eye(d, dtype=torch.float64)
+    sigma = (torch.arange(n) % count + 1).double() / count
+    one = torch.ones(1, dtype=torch.float64)
+    for kind, covariance in (("full", full), ("diag", full.diagonal(dim1=1, dim2=2).contiguous())):
+        m = mixture.Mixture(means, covariance, None, kind)
+        rest = m.log_weights(), means, m.factors(), SCORE, torch.float64
+        yield Bench(
+            f"Gaussian mixture score float64, {kind}, {n:,} x {d} at {count} noise levels, {k} components",
+            {
+                "fokker": functools.partial(mixture.score, x, m, sigma=sigma),
+                "fokker by tiles": functools.partial(mixture_sums, x, one, sigma.square(), *rest),
+            },
+            {"fokker by tiles": 1.0},
+            elements=n,
+        )
 
 
 def _gaussian_mean(x: Tensor, y: Tensor, scale: float) -> Tensor:
