@@ -68,7 +68,7 @@ void again(const KdeSums& call, const KdeScan& scan, const Bound<T>& bound, cons
   double most = 0;
   for (std::int64_t i : queries) most = std::max(most, bound.error(i, 0x1p-53));
   const bool product = sizeof(T) == 4 && call.d > kSmallDim && most < 1e-7;
-  KdePass<T, double> pass(call, scan, product ? Metric::product : Metric::square);
+  KdePass<T, double> pass(call, scan, product ? Metric::product : Metric::square, true);
   pass.run(queries.data(), static_cast<std::int64_t>(queries.size()));
 }
 
@@ -103,7 +103,8 @@ template <typename T> void kde_sums(const KdeSums& given) {
   if (should_prune<T>(call, scan, small)) tiles = std::make_unique<KdeTiles<T>>(call, scan);
   const std::int64_t* all = tiles ? tiles->queries.data() : nullptr;
   // Let go before data are packed in double.
-  auto general = std::make_unique<KdePass<T, T>>(call, scan, metric, false, call.shift ? nullptr : tiles.get());
+  auto general = std::make_unique<KdePass<T, T>>(call, scan, metric, given.square != nullptr, false,
+                                                 call.shift ? nullptr : tiles.get());
   if (!small && !check) return general->run(all, call.n);
 
   // A sample first: where most queries will be done again, all go there at once. (Pruned, the first time is cheap.)
@@ -128,7 +129,7 @@ template <typename T> void kde_sums(const KdeSums& given) {
   if (small) {
     const double least = scan.top_bias - kLn2 * kde_faint_bits<T>(call);
     const auto faint = [&](std::int64_t i) { return !(call.log_sum[i] >= least); };
-    KdePass<T, T> pass(call, scan, metric, true, tiles.get());
+    KdePass<T, T> pass(call, scan, metric, true, true, tiles.get());
     if (bounded) {
       run(pass, some);
       collect(&some, faint);

@@ -7,6 +7,7 @@
 #include "cpu/kde_row.inc.h"
 #include "cpu/kde_small.inc.h"
 #include "cpu/kde_tile.inc.h"
+#include "math/elementary.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
@@ -87,17 +88,25 @@ template <typename T, typename A> Finish<T, A> choose_finish(math::Kernel kernel
 }
 
 template <typename T, typename A>
-using SumTile = void (*)(const KdeBlock<T, A>&, const A*, const A*, std::int64_t, std::int64_t, double*, double*);
+using SumTile = void (*)(const KdeBlock<T, A>&, const A*, const A*, std::int64_t, std::int64_t, T*, double*, double*);
 
-// sum_tile, or null where more is wanted than it gives, or powers of two wrap around instead of overflowing.
-template <typename T, typename A> SumTile<T, A> choose_sum(const KdeBlock<T, A>& b) {
+// sum_tile for tops that differ and for a shared one; null where more is wanted than it gives, or powers of two wrap
+// around instead of overflowing.
+template <typename T, typename A> struct SumTiles {
+  SumTile<T, A> each = nullptr, shared = nullptr;
+};
+template <bool kWeights, typename T> SumTiles<T, T> sum_tiles(const KdeBlock<T, T>& b) {
+  if constexpr (sizeof(T) == 4)
+    if (b.block_length == 16) return {&sum_tile<16, false, kWeights, T>, &sum_tile<16, true, kWeights, T>};
+  if (b.block_length) return {&sum_tile<64, false, kWeights, T>, &sum_tile<64, true, kWeights, T>};
+  return {&sum_tile<0, false, kWeights, T>, &sum_tile<0, true, kWeights, T>};
+}
+template <typename T, typename A> SumTiles<T, A> choose_sum(const KdeBlock<T, A>& b) {
   if constexpr (sizeof(T) == sizeof(A) && kVectorBytes == 64) {
-    if (b.metric != Metric::product || b.general || b.fixed || b.values || b.delta) return nullptr;
-    if constexpr (sizeof(A) == 4)
-      if (b.block_length == 16) return &sum_tile<16, T>;
-    return b.block_length ? &sum_tile<64, T> : &sum_tile<0, T>;
+    if (b.metric != Metric::product || b.general || b.fixed || b.delta) return {};
+    return b.values ? sum_tiles<true>(b) : sum_tiles<false>(b);
   }
-  return nullptr;
+  return {};
 }
 
 template <typename T, typename A> struct Workspace {
@@ -120,34 +129,55 @@ template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::i
   }
 }
 
-// Sums of a group of queries by sum_tile; false, with nothing done, where a top has to be raised or a datum left out.
-template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, SumTile<T, A> sum, const A* x, const A* top,
-                                                std::int64_t column, std::int64_t count, int first, int rows) {
+// Sums of a group of queries, all with a top, by sum_tile; false, with nothing done, where one has to be raised or a
+// datum left out.
+template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, const SumTiles<T, A>& sum, const A* x,
+                                                const A* top, std::int64_t column, std::int64_t count, int first,
+                                                int rows, T* tile) {
+  double high = b.rows[first].top, low = high;
   for (int r = 0; r < rows; ++r) {
     const std::int64_t j = excluded(b, first + r, column);
-    if (b.rows[first + r].fresh || (j >= 0 && j < count)) return false;
+    if (j >= 0 && j < count) return false;
+    high = std::max(high, b.rows[first + r].top), low = std::min(low, b.rows[first + r].top);
   }
+  const bool shared = !b.exact_square && high - low < kLevel;
+  const double common = std::max(std::abs(high), std::abs(low)) < kLevel ? 0 : high;  // 0: term - top does not round
+  A level[kRows];
+  std::fill(level, level + kRows, static_cast<A>(common));
   double sums[kRows], squares[kRows];
-  sum(b, x, top, column, count, sums, squares);
+  (shared ? sum.shared : sum.each)(b, x, shared ? level : top, column, count, tile, sums, squares);
   for (int r = 0; r < rows; ++r)
     if (!(sums[r] < kMostSum)) return false;
-  for (int r = 0; r < rows; ++r) b.rows[first + r].sum += sums[r], b.rows[first + r].square += squares[r];
+  T factor[kRows] = {};
+  for (int r = 0; r < rows; ++r) {
+    KdeRow& row = b.rows[first + r];
+    const double up = shared ? math::detail::pow2(common - row.top) : 1;
+    row.sum += up * sums[r], row.slope += up * sums[r], row.square += up * up * squares[r];
+    row.fresh = false, factor[r] = static_cast<T>(up);
+  }
+  if (b.values) add_values(b, tile, column, count, rows, factor, b.sums + first * b.value_stride);
   return true;
 }
 
-// Where exponents are rounded to a narrower T they must be small: starts from the first panel's top.
-template <typename T, typename A> void find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x,
+// Tops from the first panel: where exponents are rounded to a narrower T they must be small, and sum_tile needs them.
+// False: not every query has one.
+template <typename T, typename A> bool find_tops(const KdeBlock<T, A>& b, Fill<T, A> fill, const A* x,
                                                  const A* row_scale, const A* row_norm, std::int64_t column, int first,
                                                  int rows, KdeRow* state, A* top, T* tile) {
   T most[kRows];
   fill(b, x, top, row_scale, row_norm, column, kPanel<A>, tile, most);
   leave_out(b, column, kPanel<A>, first, rows, tile, most);
+  bool all = true;
   for (int r = 0; r < rows; ++r) {
-    if (state[r].fresh && most[r] > -math::infinity<T>()) {
-      state[r].top = std::ceil(static_cast<double>(most[r])) + static_cast<double>(top[r]);
-      top[r] = static_cast<A>(state[r].top);
+    if (!state[r].fresh) continue;
+    if (!(most[r] > -math::infinity<T>())) {
+      all = false;
+      continue;
     }
+    state[r].top = std::ceil(static_cast<double>(most[r])) + static_cast<double>(top[r]);
+    top[r] = static_cast<A>(state[r].top);
   }
+  return all;
 }
 
 }  // namespace
@@ -162,14 +192,15 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
   constexpr bool narrow = sizeof(T) < sizeof(A);
   const bool raw = !b.gaussian;
   const Fill<T, A> fill = choose_fill<T, A>(b);
-  const SumTile<T, A> sum_only = choose_sum(b);
+  const SumTiles<T, A> sum = choose_sum(b);
   const Finish<T, A> finish = choose_finish<T, A>(b.call->kernel);
   const FlushSubnormals flush;
   AlignedArray<A> x;
   x.resize(groups * kRows * d);
   pack_queries(b, x.get());
   const std::unique_ptr<Workspace<T, A>> work(new Workspace<T, A>);
-  T* tile = work->tile;
+  T *tile = work->tile, ones[kRows];
+  std::fill(ones, ones + kRows, T(1));
   AlignedArray<T> query;  // padded, for the signs of y - x
   if (b.signs) {
     query.resize(b.value_stride);
@@ -194,9 +225,9 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
           row_scale[r] = b.row_scale[first + r], row_norm[r] = b.row_norm[first + r];
           fresh = fresh || b.rows[first + r].fresh;
         }
-        if (sum_only && add_tile(b, sum_only, xg, top, column, count, first, rows)) continue;
-        if (narrow && fresh && !b.fixed)
-          find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
+        if (fresh && !b.fixed && (narrow || sum.each))
+          fresh = !find_tops(b, fill, xg, row_scale, row_norm, column, first, rows, b.rows + first, top, tile);
+        if (sum.each && !fresh && add_tile(b, sum, xg, top, column, count, first, rows, tile)) continue;
         T most[kRows];
         const auto refill = [&] {
           fill(b, xg, top, row_scale, row_norm, column, count, tile, most);
@@ -239,7 +270,7 @@ template <typename T, typename A> void kde_block(const KdeBlock<T, A>* block) {
             add_offsets(b, xg, tile, column, count, rows, sums);
             continue;
           }
-        add_values(b, tile, column, count, rows, sums);
+        add_values(b, tile, column, count, rows, ones, sums);
       }
     }
 }

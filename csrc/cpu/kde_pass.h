@@ -21,8 +21,8 @@ constexpr std::int64_t kChunkBytes = 32 << 20, kSumBytes = 8 << 20, kGroupRows =
 // One pass over some of the queries with exponentials in T and coordinates in A.
 template <typename T, typename A> class KdePass {
  public:
-  // small: by kde_small. tiles: leave out what cannot count.
-  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric, bool small = false,
+  // exact_square: squares are a result. small: by kde_small. tiles: leave out what cannot count.
+  KdePass(const KdeSums& call, const KdeScan& scan, Metric metric, bool exact_square, bool small = false,
           const KdeTiles<T>* tiles = nullptr)
       : call_(call), scan_(scan), small_(small), tiles_(tiles) {
     KdeBlock<T, A>& b = block_;
@@ -31,6 +31,7 @@ template <typename T, typename A> class KdePass {
     b.gaussian = call.kernel == math::Kernel::gaussian;
     b.general = call.bandwidth_kind != KdeSums::Bandwidth::one;
     b.fixed = call.shift != nullptr;
+    b.exact_square = exact_square;
     b.square = call.square, b.delta = call.delta;
     b.block_length = kde_block_length(metric, call.d, call.highest && sizeof(A) == 4);
     b.values = call.values && call.weighting != KdeSums::Values::none;

@@ -51,6 +51,7 @@ template <typename T, typename A> struct KdeBlock {
   Metric metric;
   bool general;  // bandwidths per query or per datum
   bool gaussian, fixed, square, delta, values, by_slope;
+  bool exact_square;  // not for an error bound only, which may be larger
   bool offsets;       // values are y - x from the panels, of few coordinates
   bool signs;         // values are the signs of y - x (the gradient of laplace)
   double negligible;  // exponents this far below the top change nothing

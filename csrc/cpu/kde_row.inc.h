@@ -130,11 +130,14 @@ template <Pairing pairing, typename T, typename A> inline bool finish_row(const 
 }
 
 constexpr double kMostSum = 0x1p40;  // of a tile; more, and a square might overflow
+constexpr double kLevel = 20;        // tops that differ by less can share one: weights and squares stay normal numbers
 
-// The whole of a tile in registers where only sums and squares are wanted, one bandwidth and no shift: exponents are
-// not stored, nor their largest looked for. Tops may lag behind as long as every sum comes out below kMostSum.
-template <int kBlock, typename T> void sum_tile(const KdeBlock<T, T>& b, const T* x, const T* top, std::int64_t column,
-                                                std::int64_t count, double* sums, double* squares) {
+// The whole of a tile in registers where sums, squares and weights are wanted, one bandwidth and no shift: exponents
+// are not stored, nor their largest looked for. Tops may lag behind as long as every sum comes out below kMostSum.
+// kShared: all rows have the first's top, and the squares are those of sums of kVectors weights, no less than wanted.
+template <int kBlock, bool kShared, bool kWeights, typename T>
+void sum_tile(const KdeBlock<T, T>& b, const T* x, const T* top, std::int64_t column, std::int64_t count, T* tile,
+              double* sums, double* squares) {
   using V = Vec<T>;
   const auto& chunk = *b.chunk;
   const std::int64_t d = b.call->d;
@@ -145,17 +148,24 @@ template <int kBlock, typename T> void sum_tile(const KdeBlock<T, T>& b, const T
     distances<Metric::product, kBlock>(x, chunk.panels.get() + (column + p) * d, d, acc);
     V term[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) term[v] = load(chunk.term.get() + column + p + v * kLanesOf<T>);
+    for (int v = 0; v < kVectors; ++v) {
+      term[v] = load(chunk.term.get() + column + p + v * kLanesOf<T>);
+      if constexpr (kShared) term[v] -= all(top[0]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      V total = sum[r], total_square = square[r];
+      V total = {}, total_square = square[r];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const V w = exp2(V(fma(s, acc[r][v], term[v]) - all(top[r])));
-        total += w;
-        total_square = fma(w, w, total_square);
+        V t = fma(s, acc[r][v], term[v]);
+        if constexpr (!kShared) t -= all(top[r]);
+        const V w = exp2(t);
+        if constexpr (kWeights) store(tile + r * kTileStride<T> + p + v * kLanesOf<T>, w);
+        total = v == 0 ? w : V(total + w);
+        if constexpr (!kShared) total_square = fma(w, w, total_square);
       }
-      sum[r] = total, square[r] = total_square;
+      sum[r] += total;
+      square[r] = kShared ? fma(total, total, total_square) : total_square;
     }
   }
   for (int r = 0; r < kRows; ++r) sums[r] = add_lanes(sum[r]), squares[r] = add_lanes(square[r]);

@@ -122,32 +122,32 @@ void fill_tile(const KdeBlock<T, A>& b, const A* x, const A* top, const A* row_s
 }
 
 template <int kWide, typename T> inline void add_product(const T* w, std::int64_t count, const T* v, std::int64_t width,
-                                                         std::int64_t stride, int rows, T* sums) {
+                                                         std::int64_t stride, int rows, const T* factor, T* sums) {
   Vec<T> acc[kRows][kWide] = {};
   accumulate<Metric::product, kTileStride<T>, 1>(w, v, width, count, acc);
   for (int r = 0; r < rows; ++r)
     for (int i = 0; i < kWide; ++i) {
       T* to = sums + r * stride + i * kLanesOf<T>;
-      store(to, Vec<T>(load(to) + acc[r][i]));
+      store(to, fma(acc[r][i], all(factor[r]), load(to)));
     }
 }
 
-// sums[r] += sum_j w[r][j] values[j]
+// sums[r] += factor[r] sum_j w[r][j] values[j]
 template <typename T, typename A> __attribute__((noinline)) void add_values(const KdeBlock<T, A>& b, const T* w,
                                                                             std::int64_t column, std::int64_t count,
-                                                                            int rows, T* sums) {
+                                                                            int rows, const T* factor, T* sums) {
   for (std::int64_t at = 0; at < b.value_stride; at += b.width) {
     const std::int64_t width = b.value_stride - at < b.width ? b.value_stride - at : b.width;
     const T* v = b.chunk->values.get() + at * b.chunk->padded + column * width;
     switch (width / kLanesOf<T>) {
       case 1:
-        add_product<1>(w, count, v, width, b.value_stride, rows, sums + at);
+        add_product<1>(w, count, v, width, b.value_stride, rows, factor, sums + at);
         break;
       case 2:
-        add_product<2>(w, count, v, width, b.value_stride, rows, sums + at);
+        add_product<2>(w, count, v, width, b.value_stride, rows, factor, sums + at);
         break;
       default:
-        add_product<kVectors>(w, count, v, width, b.value_stride, rows, sums + at);
+        add_product<kVectors>(w, count, v, width, b.value_stride, rows, factor, sums + at);
     }
   }
 }
