@@ -3,11 +3,13 @@
 As tests/test_triton.py, which runs the quick ones of this file in its process without a GPU.
 """
 
+import inspect
 import itertools
 
 import pytest
 import test_denoiser_gates as gates
 import test_denoiser_heads as heads
+import test_denoiser_losses as losses
 import test_denoiser_norms as norms
 import torch
 from interpreting import DEVICE, RUNS
@@ -25,23 +27,30 @@ QUICK = {
     gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once"],
     heads: ["rotation_alone_norm_alone_and_neither", "gradients_against_float64", "packed_equals_unpacked"],
     norms: ["a_large_mean_does_not_cancel", "mixed_dtypes", "out", "empty"],
-}
+    losses: [
+        "named_weightings_are_the_papers", "reductions", "geometric_brownian_motion_by_the_formula",
+        "gradients_are_those_of_the_table", "not_finite_comes_out_as_nan", "layouts_and_dtypes", "mixed_dtypes",
+        "a_sample_does_not_depend_on_its_batch",
+    ],
+}  # fmt: skip
 OTHERS = {
     heads: [
         "head_dimensions_norms_and_tables", "layouts_give_the_same_bits", "halves_are_the_float32_result_rounded_once",
     ],
     norms: ["layouts", "torch_computes_the_same"],
+    losses: ["kinds_and_weightings", "score_difference_by_autograd"],
 }  # fmt: skip
 F32, F64 = torch.float32, torch.float64
-OPS = [n for n in REGISTRY if n.startswith(("denoiser_norm", "denoiser_gate", "qk", "gated_activation"))]
+OPS = [n for n in REGISTRY if n.startswith(("denoiser_norm", "denoiser_gate", "qk", "gated_activation", "loss_"))]
 
 
 def native(tests):
     """Tests of the native backends with the arguments, but for the backend, of their own parametrize marks."""
     for module, name in ((m, n) for m, names in tests.items() for n in names):
-        marks = [m.args for m in getattr(module, f"test_{name}").pytestmark if m.args[0] != "backend"]
+        marks = getattr(getattr(module, f"test_{name}"), "pytestmark", [])
+        marks = [m.args for m in marks if m.args[0] != "backend"]
         for values in itertools.product(*(m[1] for m in marks)):
-            label = "-".join(map(str, (module.__name__[14:], name, *values)))
+            label = "-".join(str(getattr(v, "__name__", v)) for v in (module.__name__[14:], name, *values))
             yield pytest.param(module, name, dict(zip((m[0] for m in marks), values, strict=True)), id=label)
 
 
@@ -49,7 +58,13 @@ def native(tests):
 def test_quick_as_native(module, name, given, monkeypatch):
     """What the native backends are held to, Triton is too."""
     monkeypatch.setattr(module, "device_of", lambda backend: DEVICE)
-    getattr(module, f"test_{name}")(backend="triton", **given)
+    if name == "layouts_and_dtypes":  # small samples, in several pieces of several steps all the same
+        monkeypatch.setattr(losses, "SHAPES", losses.SMALL)
+        monkeypatch.setitem(configurations.CONFIGURATIONS["losses"], F32, configurations.Configuration(16, 4))
+    test = getattr(module, f"test_{name}")
+    given |= {k: "triton" for k in ("backend", "native") if k in inspect.signature(test).parameters}
+    with fokker.use_backend("triton"):
+        test(**given)
 
 
 @pytest.mark.parametrize(("module", "name", "given"), native(OTHERS))
@@ -136,3 +151,22 @@ def test_quick_norms_of_the_widest_rows():
     found, again = (seam_gradients(*form, F32, "triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     close(found, seam_gradients(*form, F64, "reference"), 2e-6)
+
+
+def test_quick_losses_of_six_dimensions_and_at_the_edges():
+    """The multiplicative residual of more dimensions than a kernel walks; its log of odd ratios."""
+    s, x, data = (
+        (torch.rand(3, 4, 3, 4, 4, 3, dtype=F64, device=DEVICE) + 0.1)[::2, 1::2, ::2, :, ::2, ::2] for _ in "abc"
+    )
+    found = []
+    for backend in ("triton", "reference"):
+        leaf = s.detach().requires_grad_()
+        with fokker.use_backend(backend):
+            loss = denoiser.multiplicative_score_matching(leaf, x, data, 0.1, 0.5)
+            found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-15)
+    ratio = torch.tensor([[1e-310], [5e-324], [0.0], [-1.0], [float("inf")], [float("nan")]], dtype=F64, device=DEVICE)
+    one = torch.ones_like(ratio)
+    with fokker.use_backend("triton"):
+        sums = REGISTRY["loss_lognormal"](one * 0, ratio, one, torch.zeros(1, 2, dtype=F64, device=DEVICE), False)
+    torch.testing.assert_close(sums, ratio.log().square()[:, 0], rtol=1e-15, atol=0, equal_nan=True)

@@ -39,6 +39,7 @@ from fokker.triton_kernels import (
     heads_vjp,
     kde,
     kde_pairs,
+    losses,
     norms,
     norms_vjp,
     particles,
@@ -141,11 +142,12 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         yield from particle_variants(dtype)
         yield from head_variants(dtype)
         yield from mixture_variants(dtype)
+        yield from loss_variants(dtype)
     yield from density_sums()
     for slope in (False, True):
-        pointers = ("x", "y", "weight", "sums", "slope")
+        operands = ("x", "y", "weight", "sums", "slope")
         name = f"distance sums{' and slopes' if slope else ''}"
-        yield Variant(name, "distance", distance.distance_kernel, torch.float64, pointers, {"SLOPE": slope})
+        yield Variant(name, "distance", distance.distance_kernel, torch.float64, operands, {"SLOPE": slope})
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},
@@ -297,6 +299,21 @@ def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:
         if not constants["LONG"]:
             constants |= packed
         yield Variant(f"norms {name}", "norms_vjp", norms_vjp.norm_vjp_kernel, dtype, norms_vjp.POINTERS, constants)
+
+
+def loss_variants(dtype: torch.dtype) -> Iterator[Variant]:
+    """Three forms of four vectors, the multiplicative residual and its gradient; long samples, strided short ones."""
+    kinds = {"table": "*fp64", "sums": "*fp64"}
+    vectors = ("u0", "u1", "u2", "u3"), ("s", "x", "data", "out")
+    block = configuration("losses", dtype).block
+    long, short = {"STEPS": losses.STEPS, "BM": 1}, {"STEPS": 1, "BM": 32, "BLOCK": block // 32}
+    for dims, where, shape in ((1, "long", long), (4, "strided", short)):
+        constants = {**shape, "DIMS": dims, "K": 4, "R": 3}
+        yield Variant(f"losses forms {where}", "losses", losses.forms_kernel, dtype, vectors[0], constants, kinds)
+        for gradient in (False, True):
+            constants = {**shape, "DIMS": dims, "MULTIPLIED": True, "GRADIENT": gradient}
+            name = f"losses lognormal {'gradient ' if gradient else ''}{where}"
+            yield Variant(name, "losses", losses.lognormal_kernel, dtype, vectors[1], constants, kinds)
 
 
 def random_variants(dtype: torch.dtype) -> Iterator[Variant]:

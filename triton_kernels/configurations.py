@@ -46,6 +46,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "heads_vjp": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "gates": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "norms_vjp": {torch.float32: Configuration(2048, 8), torch.float64: Configuration(1024, 8)},
+    "losses": {torch.float32: Configuration(1024, 8)},  # float64 arithmetic, whatever is read
     "norms": {torch.float32: Configuration(2048, 8), torch.float64: Configuration(2048, 16)},
     "random": {torch.float32: Configuration(128, 4), torch.float64: Configuration(128, 4)},
 }

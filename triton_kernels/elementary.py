@@ -219,6 +219,18 @@ def log_normal(x):
 
 
 @triton.jit
+def log(x):
+    """log of any number: -inf of 0, nan of a negative one."""
+    double: tl.constexpr = x.dtype == tl.float64
+    small = x < pick(double, MIN_NORMAL_64, MIN_NORMAL_32)
+    k, f, _ = log_parts(tl.where(small, x * TWO_54, x))
+    k = tl.where(small, k - 54.0, k)
+    y = log_sum(k, f, k * pick(double, LN2_LO_64, LN2_LO_32))
+    y = tl.where(x < float("inf"), y, x)
+    return tl.where(x > 0.0, y, tl.where(x == 0.0, -float("inf"), float("nan")))
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x), x >= 0: 1 + x = u + u_lo exactly, and u_lo joins the reduced argument."""
     double: tl.constexpr = x.dtype == tl.float64

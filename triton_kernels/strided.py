@@ -30,9 +30,9 @@ def collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], l
     return sizes, steps
 
 
-def by_strides(first: Tensor, *others: Tensor) -> list[Tensor]:
-    """Tensors of one shape, their dimensions in the order in which the first lies in memory."""
-    order = sorted(range(first.dim()), key=lambda d: -first.stride(d))
+def by_strides(first: Tensor, *others: Tensor, leading: int = 0) -> list[Tensor]:
+    """Tensors of one shape, their dimensions, past the leading ones, in the order in which the first lies in memory."""
+    order = [*range(leading), *sorted(range(leading, first.dim()), key=lambda d: -first.stride(d))]
     return [t.permute(order) for t in (first, *others)]
 
 

@@ -53,7 +53,6 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
     common = {
         "tolerance": {torch.float64: 1e-12, torch.float32: 2e-7, **half},
         "elementwise": False,
-        "backends": ("reference", "cpu", "cuda", "emu"),
     }
     rows: dict[str, tuple[Callable[..., Tensor], Any, tuple[int, ...], float]] = {
         # name: (call, arguments, differentiable ones, operations a result)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._op import Kernel, Op, native_kernels
+from ._op import Kernel, Op, native_kernels, triton_kernel
 from ._sde_ops import RESULTS, given, partial
 from ._sde_step import affine_step, gram
 from .reference import denoiser_losses as reference
@@ -138,7 +138,7 @@ forms = Op(
     tensors=VECTORS + 1,
     reference=_forms_reference,
     fake=_forms_fake,
-    kernels=native_kernels(_forms_kernel),
+    kernels={**native_kernels(_forms_kernel), "triton": triton_kernel(_forms_kernel, "losses")},
     backward=_forms_backward,
     partial_grads=True,
 )
@@ -198,7 +198,7 @@ _lognormal_slope = Op(
     tensors=4,
     reference=_slope_reference,
     fake=lambda s, x, data, coefficients, multiplied: torch.empty_like(s),
-    kernels=native_kernels(_slope_kernel),
+    kernels={**native_kernels(_slope_kernel), "triton": triton_kernel(_slope_kernel, "losses")},
 )
 
 
@@ -218,7 +218,7 @@ lognormal = Op(
     tensors=4,
     reference=reference.lognormal,
     fake=lambda s, x, data, coefficients, multiplied: s.new_empty(s.shape[0], dtype=torch.float64),
-    kernels=native_kernels(_lognormal_kernel),
+    kernels={**native_kernels(_lognormal_kernel), "triton": triton_kernel(_lognormal_kernel, "losses")},
     backward=_lognormal_backward,
     partial_grads=True,
 )
