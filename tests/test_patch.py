@@ -305,6 +305,42 @@ def test_timm():
     assert torch.equal(wide(half), F.layer_norm(half.float(), (8,)).bfloat16()) and wide(tokens).dtype == tokens.dtype
 
 
+def test_classes_that_torch_makes_for_one_module():
+    """A parametrised or sharded module is of a class of its own; a distributed tensor is left to torch."""
+    block, (x, c), _ = list(blocks())[1]
+    norm = nn.utils.parametrizations.weight_norm(nn.RMSNorm(8, 1e-6), dim=None)
+    assert type(norm) is not nn.RMSNorm and patch.apply(norm).replaced
+    assert patch.verify(norm, torch.randn(2, 3, 8), gradients=True, show=False).worst < 1e-6
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("torch without distributed")
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        want, late, pair = (
+            filled(block)(x, c),
+            filled(list(blocks())[1][0]),
+            nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU()),
+        )
+        assert "" in patch.apply(block).replaced
+        for module in (block, late, pair):
+            fully_shard(module, mesh=mesh)
+        assert patch.apply(late).kept[""] == "it is sharded already: put the patch in before"
+        image = torch.randn(2, 8, 3)
+        assert patch.apply(pair).replaced and torch.allclose(pair(image), F.silu(F.group_norm(image, 2)), atol=1e-5)
+        got = block(x, c)
+        got.sum().backward()
+        assert torch.allclose(got, want, atol=1e-5) and isinstance(block.adaLN_modulation[1].weight.grad, DTensor)
+        spread, bare = distribute_tensor(x, mesh, [Replicate()]), nn.RMSNorm(16, 1e-6, elementwise_affine=False)
+        assert patch.apply(bare).replaced
+        assert torch.equal(bare(spread).full_tensor(), F.rms_norm(x, (16,), eps=1e-6))
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_compiled_models_are_known():
     """Put in and taken out after compiling, too: Dynamo guards the forwards. Verified without the compiler."""
     block, (x, c), _ = list(blocks())[1]

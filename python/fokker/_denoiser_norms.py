@@ -113,7 +113,7 @@ def residual_gate_norm_modulate(
     args = (*slots, _positive(eps), ops.NORMS.index(norm))
     if out is None:
         summed, y = ops.gate_norm_modulate(*args)
-        return summed.reshape(shape), y.reshape(shape)
+        return _shaped(summed, shape), _shaped(y, shape)
     if isinstance(out, Tensor) or len(out) != 2:
         raise ValueError(f"out must be 2 tensors, x' and y, got {'one' if isinstance(out, Tensor) else len(out)}")
     _into(ops.gate_norm_modulate, tuple(out), args, shape)
@@ -135,10 +135,14 @@ def _one(op: Op, norm: int, x: Any, branch: Any, gate: Any, shift: Any, scale: A
     slots, shape = _slots(x, branch, gate, shift, scale, weight, bias, gated=norm == 0)
     args = (*slots, _positive(eps), norm)
     if out is None:
-        found: Tensor = op(*args)
-        return found.reshape(shape)
+        return _shaped(op(*args), shape)
     _into(op, (out,), args, shape)
     return out
+
+
+def _shaped(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """A reshape to the same shape would be a view, for autograd too."""
+    return t if t.shape == shape else t.reshape(shape)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ def _slots(
         _check(branch, "branch", x)
         if branch.shape != shape:
             raise ValueError(f"branch {tuple(branch.shape)} must have the shape of x {tuple(shape)}")
-        branch = branch.reshape(rows)
+        branch = _shaped(branch, rows)
     elif gated:
         _check(branch, "branch", x)
     for name, t in (("weight", weight), ("bias", bias)):
@@ -186,7 +190,7 @@ def _slots(
         *_modulation(shift, "shift", x, rows),
         *_modulation(scale, "scale", x, rows),
     )
-    return (x.reshape(rows), branch, *modulations, weight, bias), shape
+    return (_shaped(x, rows), branch, *modulations, weight, bias), shape
 
 
 def _modulation(m: Any, name: str, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ._patch_rules import is_layer_norm, ours, plain, quiet, ready
+from ._patch_rules import class_name, is_layer_norm, ours, plain, quiet, ready
 from .denoiser import gate_residual, group_norm_silu, layer_norm_modulate, residual_gate_norm_modulate
 
 #: how far apart two correct forwards may be, relative to the largest number
@@ -141,7 +141,7 @@ FORMS = (
 
 def form_of(module: nn.Module) -> Form | None:
     """The form whose parts a module has; none of torch's or a library's own classes."""
-    if type(module).__module__.split(".")[0] in ("torch", "diffusers", "timm", "fokker"):
+    if class_name(module).split(".")[0] in ("torch", "diffusers", "timm", "fokker"):
         return None
     return next((f for f in FORMS if all(hasattr(module, p) for p in f.parts)), None)
 
@@ -149,6 +149,8 @@ def form_of(module: nn.Module) -> Form | None:
 def refused(module: nn.Module, form: Form) -> str | None:
     """Why the module is not of the form after all, or None: its forward and ours agree on random parameters."""
     some = next(module.parameters(), None)
+    if type(some).__name__ == "DTensor":
+        return "it is sharded already: put the patch in before"
     if some is None or some.dtype not in _BOUNDS or some.device.type not in ("cpu", "cuda"):
         return "it has no parameters of a floating dtype on a CPU or GPU to hold it on"
     g = torch.Generator().manual_seed(0)

@@ -47,8 +47,15 @@ def rule(
     return register
 
 
+#: where torch makes a class of its own for one module, a child of the module's
+_MADE_IN = ("torch.distributed.fsdp._fully_shard", "torch.nn.utils.parametrize")
+
+
 def class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    cls = type(module)
+    if cls.__module__.startswith(_MADE_IN):
+        cls = cls.__bases__[-1]
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +88,7 @@ def ready(x: Any, *others: Tensor | None) -> bool:
 
     Under autocast torch computes norms of half-precision tensors in float32 and returns that: left to it.
     """
-    if not isinstance(x, Tensor) or x.dtype not in FLOATS or not (x.is_cpu or x.is_cuda):
+    if not ready_gate(x):
         return False
     if x.dtype in HALVES and torch.is_autocast_enabled(x.device.type):
         return False
@@ -89,8 +96,9 @@ def ready(x: Any, *others: Tensor | None) -> bool:
 
 
 def ready_gate(x: Any) -> bool:
-    """`ready` for activations, whose dtype autocast does not change."""
-    return isinstance(x, Tensor) and x.dtype in FLOATS and (x.is_cpu or x.is_cuda)
+    """`ready` for activations, whose dtype autocast does not change; a distributed tensor has no rule for our ops."""
+    known = isinstance(x, Tensor) and x.dtype in FLOATS and (x.is_cpu or x.is_cuda)
+    return known and type(x).__name__ != "DTensor"
 
 
 def is_layer_norm(module: Any, affine: bool | None = None) -> bool:
