@@ -133,6 +133,34 @@ def test_packed_equals_unpacked(backend):
     torch.testing.assert_close(packed, torch.stack(unpacked), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("backend", NATIVE)
+def test_out(backend):
+    """Into tensors of any strides, in place in packed qkv, and where memory is shared in another way."""
+    device = device_of(backend)
+    qkv = torch.randn(2, 5, 3, 3, 24, device=device)
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    w, tables = torch.randn(24, device=device), [t.to(device) for t in denoiser.rope_table(5, 24)]
+
+    def run(q, k, **options):
+        return denoiser.qk_norm_rope(q, k, w, None, *tables, **options)
+
+    with fokker.use_backend(backend):
+        want = run(q, k)
+        spaced = torch.zeros(2, 3, 24, 5, device=device).mT, torch.zeros_like(k)
+        found = run(q, k, out=spaced)
+        assert found[0] is spaced[0] and found[1] is spaced[1]
+        assert all(torch.equal(a, b) for a, b in zip(spaced, want, strict=True))
+        copies = [qkv.clone() for _ in range(3)]
+        for packed, order in zip(copies, ((0, 1), (1, 0), (2, 0)), strict=True):
+            parts = packed.permute(2, 0, 3, 1, 4).unbind(0)
+            got = run(parts[0], parts[1], out=[parts[i] for i in order])
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        assert torch.equal(copies[0][:, :, 2], qkv[:, :, 2]) and torch.equal(copies[2][:, :, 1], qkv[:, :, 1])
+        half = [t.bfloat16().contiguous() for t in (q, k)]
+        once = run(*half)
+        assert all(torch.equal(a, b) for a, b in zip(run(*half, out=half), once, strict=True))
+
+
 def test_empty_batches():
     w = torch.ones(8)
     q, k = denoiser.qk_norm_rope(torch.ones(0, 2, 3, 8, requires_grad=True), torch.ones(0, 2, 3, 8), w, w)
@@ -237,6 +265,13 @@ TABLE = torch.ones(3, 4)
             ValueError,
             "cos is a constant",
             lambda: denoiser.qk_norm_rope(X, X, None, None, TABLE.clone().requires_grad_(), TABLE),
+        ),
+        (ValueError, "out must be 2 tensors, q' and k', got one", lambda: denoiser.qk_norm_rope(X, X, out=X)),
+        (ValueError, "out must be torch.float32 of shape", lambda: denoiser.qk_norm_rope(X, X, out=(X, X.double()))),
+        (
+            ValueError,
+            "does not record a gradient",
+            lambda: denoiser.qk_norm_rope(X, X, torch.ones(8).requires_grad_(), out=(X.clone(), X.clone())),
         ),
         (ValueError, "norm must be 'rms'", lambda: denoiser.qk_norm_rope(X, X, norm="batch")),
         (ValueError, "belongs to a norm", lambda: denoiser.qk_norm_rope(X, X, torch.ones(8), norm=None)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import _denoiser_heads_ops as ops
 from ._elementwise import FLOATS, check_dense
+from ._op import _PLAIN, _dispatch_depth, _functorch_level, _is_compiling
 from .reference.denoiser_heads import NORMS
 
 __all__ = ["qk_norm_rope", "qkv_norm_rope"]
@@ -102,6 +104,7 @@ def qk_norm_rope(
     norm: str | None = "rms",
     eps: float = 1e-6,
     interleaved: bool = False,
+    out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Norm of queries and keys over the head dimension, then rotary embedding, in one pass over each.
 
@@ -119,6 +122,8 @@ def qk_norm_rope(
         cos, sin: (T, D/2), one entry a pair, or (T, D), or with B (or 1) in front; None leaves the rotation out. See
             `rope_table` and `rope_table_2d`. Constants: they take no gradient.
         norm, eps, interleaved: as above.
+        out: two tensors of q's and k's shapes and dtype, of any strides, to write q' and k' into; they may be q and k
+            themselves (also views of packed qkv). Then no gradient is recorded.
 
     Returns:
         q' and k' in the shapes, dtypes and order of dimensions of q and k. Arithmetic is float64 for float64, else
@@ -143,9 +148,49 @@ def qk_norm_rope(
     _vectors(name, given, q)
     _tables(name, cos, sin, q, q.shape[0], q.shape[2])
     kind = _norm(name, norm, given)
-    return ops.heads.op(
-        q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved)
-    )
+    args = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved))
+    return ops.heads.op(*args) if out is None else _into(out, *args)
+
+
+def _into(out: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    name, op = "qk_norm_rope", ops.heads.op
+    if isinstance(out, Tensor) or len(out) != 2:
+        seen = "one" if isinstance(out, Tensor) else len(out)
+        raise ValueError(f"{name}: out must be 2 tensors, q' and k', got {seen}")
+    for t, like, of in zip(out, args, "qk", strict=False):
+        check_tensor(name, "out", t, like)
+        if t.shape != like.shape or t.dtype != like.dtype:
+            wanted = f"{like.dtype} of shape {tuple(like.shape)}, as {of} is"
+            raise ValueError(f"{name}: out must be {wanted}, got {t.dtype} {tuple(t.shape)}")
+    tensors = [t for t in (*args[: op.tensors], *out) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise ValueError(f"{name}: out= does not record a gradient; leave it away, or use torch.no_grad()")
+    plain = not (_is_compiling() or _dispatch_depth() or _functorch_level())
+    if plain and all(type(t) in _PLAIN and not t.is_neg() for t in tensors) and _writable(out, args[: op.tensors]):
+        kernel = op._by_device[args[0].is_cuda]
+        if getattr(kernel, "writes_out", False):
+            kernel(*args, out=out)
+            for t in out:
+                torch.autograd.graph.increment_version(t)
+            return out[0], out[1]
+    for t, y in zip(out, op(*args), strict=True):
+        t.copy_(y)
+    return out[0], out[1]
+
+
+def _place(t: Tensor) -> tuple[int, tuple[int, ...]]:
+    return t.data_ptr(), t.stride()
+
+
+def _writable(out: Sequence[Tensor], given: Sequence[Tensor | None]) -> bool:
+    """Whether the kernel may write there: both in place (a row is read before it is written), or apart from all."""
+    q, k, *rest = given
+    assert q is not None and k is not None
+    in_place = _place(out[0]) == _place(q) != _place(k) == _place(out[1])
+    others = {t.untyped_storage().data_ptr() for t in (rest if in_place else given) if t is not None}
+    taken = {t.untyped_storage().data_ptr() for t in out}
+    repeated = any(step == 0 and n > 1 for t in out for step, n in zip(t.stride(), t.shape, strict=True))
+    return not (repeated or taken & others) and (in_place or len(taken) == 2)
 
 
 def qkv_norm_rope(

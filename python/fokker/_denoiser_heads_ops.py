@@ -51,7 +51,7 @@ class Heads:
             tensors=self.tensors,
             reference=function,
             fake=lambda *args: tuple(torch.empty_like(t) for t in self._parts(args)),
-            kernels={**native_kernels(self._kernel), "triton": triton_kernel(self._kernel, "heads")},
+            kernels={**native_kernels(self._kernel), "triton": triton_kernel(self._kernel, "heads", True)},
             backward=self._backward,
         )
         grads = ", ".join(f"Tensor grad_{n}" for n in "qkv"[:outputs])
@@ -68,13 +68,14 @@ class Heads:
         return _unpacked(args[0]) if self.packed else list(args[:2])
 
     def _kernel(self, module: Any) -> Kernel:
-        def run(*args: Any) -> tuple[Tensor, ...]:
+        def run(*args: Any, out: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
             parts = self._parts(args)
-            outs = [torch.empty_like(t) for t in parts]
+            outs = [torch.empty_like(t) for t in parts] if out is None else list(out)
             weights, biases, cos, sin = _operands(args[0], args[self.inputs : self.tensors])
             module.heads_norm_rope(parts, weights, biases, cos, sin, *args[self.tensors :], outs)
             return tuple(outs)
 
+        run.writes_out = True  # type: ignore[attr-defined]
         return run
 
     def _backward(self, needs: Any, saved: Any, extra: Any, *grads: Tensor) -> list[Tensor | None]:
