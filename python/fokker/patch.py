@@ -35,12 +35,13 @@ from ._patch_verify import Verification, compare
 
 __all__ = ["Report", "Verification", "applied", "apply", "remove", "verify"]
 
+_ALONE = "alone one pass in torch already"
 #: modules that look like those known, and why there is nothing to fuse
 _LEFT = {
-    "torch.nn.modules.normalization.LayerNorm": "alone one pass in torch already",
-    "torch.nn.modules.normalization.GroupNorm": "alone one pass in torch already",
-    "timm.layers.norm.LayerNorm": "alone one pass in torch already",
-    "timm.layers.norm.GroupNorm": "alone one pass in torch already",
+    "torch.nn.modules.normalization.LayerNorm": _ALONE,
+    "torch.nn.modules.normalization.GroupNorm": _ALONE,
+    "timm.layers.norm.LayerNorm": _ALONE,
+    "timm.layers.norm.GroupNorm": _ALONE,
     "diffusers.models.normalization.AdaLayerNormSingle": "makes modulations, normalises nothing",
 }
 _LOOKS = ("Norm", "GLU", "GELU", "AdaLN", "TransformerBlock", "ResnetBlock", "DiTBlock")
@@ -95,8 +96,9 @@ def apply(model: nn.Module) -> Report:
             continue
         forward, text = found
         report.classes[name] = type(module).__name__
-        if forward is None:
-            report.kept[name] = text
+        if forward is None:  # modules come after those they are in
+            inside = text == _ALONE and name.rpartition(".")[0] in report.replaced
+            report.kept[name] = "in a fused module" if inside and name else text
         else:
             report.replaced[name] = text
             module.forward = partial(forward, module)
