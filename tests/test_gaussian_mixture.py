@@ -287,6 +287,19 @@ def test_compile_fullgraph(kind):
     torch.testing.assert_close(f(x), mixture.score(2 * x, m, sigma=0.5), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["lowrank", "full"])
+def test_autocast_changes_nothing(kind):
+    m, x = arguments(kind)[0], randn(40, D).float()
+    m = Mixture(
+        m.means.float(), tuple(t.float() for t in m._parts) if kind == "lowrank" else m.covariance.float(), None, kind
+    )
+    sigma = torch.linspace(0.1, 2.0, 40)
+    plain = mixture.score(x, m, sigma=sigma, precision="high")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = mixture.score(x, m, sigma=sigma, precision="high")
+    assert torch.equal(cast, plain)
+
+
 def test_memory_of_the_backward_pass():
     """The queries x components x d array would take 1.3 GB; a tile takes 1 MB."""
     resource = pytest.importorskip("resource")

@@ -163,6 +163,11 @@ def test_kernel_sum(backend):
     torch.testing.assert_close(kde.kernel_sum(x, y, v, 0.9, weights=u), k @ (u[:, None] * v), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9), k.sum(1), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(kde.kernel_sum(x, y, None, 0.9, weights=u), k @ u, rtol=1e-12, atol=1e-13)
+    for values in (v, None):
+        narrow = kde.kernel_sum(x.float(), y.float(), None if values is None else v.float(), 0.9, weights=u.float())
+        assert narrow.dtype is torch.float32
+        want = kde.kernel_sum(x.float().double(), y.float().double(), None if values is None else v, 0.9, weights=u)
+        torch.testing.assert_close(narrow.double(), want, rtol=1e-5, atol=1e-6)
     h = torch.rand(8, dtype=F64) + 0.5
     k = torch.exp(-0.5 * (x[:, None] - y[None]).square().sum(-1) / h**2)
     torch.testing.assert_close(kde.kernel_sum(x, y, v, h), k @ v, rtol=1e-12, atol=1e-13)

@@ -83,6 +83,10 @@ def test_nan_stays_in_its_batch():
         "crps_fair",
         "energy_score",
         "uniformity",
+        "vendi_0.5",
+        "vendi_1.0",
+        "vendi_2.0",
+        "vendi_inf",
         "characteristic",
     ):
         assert CALLS[name](x, Y).isnan().tolist() == [False, True, False], name

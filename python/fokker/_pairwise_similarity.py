@@ -14,7 +14,7 @@ from ._pairwise_arguments import choice, clouds, give, positive, takes_reference
 from ._pairwise_kernels import KERNELS, bandwidths_of, columns, kernel_call, log_rows
 from .kde import KERNELS as EVERY_KERNEL
 from .reference import pairwise as reference
-from .reference.pairwise import hill
+from .reference.pairwise import eigenvalues, hill
 
 __all__ = ["alignment", "nadaraya_watson", "uniformity", "vendi_score"]
 
@@ -111,7 +111,7 @@ def vendi_score(
         small = scaled.mT @ scaled if z.shape[2] < z.shape[1] and not takes_reference() else scaled @ scaled.mT
         if order == 2.0 and not takes_reference():
             return c.restore(1.0 / small.square().sum((-2, -1)))
-        return c.restore(hill(torch.linalg.eigvalsh(small), order))
+        return c.restore(hill(eigenvalues(small), order))
     h = bandwidths_of("vendi_score", bandwidth, c)
     if len(h) != 1:
         raise ValueError(f"vendi_score: bandwidth must be one number, got {len(h)}")

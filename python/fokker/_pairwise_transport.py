@@ -25,7 +25,7 @@ class Transport(NamedTuple):
     x_potential: Any
     #: g ``(..., M)``
     y_potential: Any
-    #: sum_i |sum_j P_ij - a_i| of the last plan, ``(...)``
+    #: sum_i |sum_j P_ij - a_i| of the last plan, ``(...)``; inf where epsilon is too small for it to be known
     error: Any
     iterations: int
 
@@ -73,8 +73,8 @@ class _Value(torch.autograd.Function):
 class _Problem:
     """One transport problem and its iteration."""
 
-    def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, same: bool) -> None:
-        self.x, self.y, self.a, self.b, self.same = x, y, a, b, same
+    def __init__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, same: bool, lost: Tensor) -> None:
+        self.x, self.y, self.a, self.b, self.same, self.lost = x, y, a, b, same, lost
 
     def solve(self, ladder: list[float], epsilon: float, limit: int, tolerance: float) -> tuple[Tensor, ...]:
         """(f, g, the marginal's error, iterations), f being the best for g."""
@@ -96,7 +96,7 @@ class _Problem:
             settled = count > len(ladder)
             if settled:
                 off = torch.expm1((f - new) / epsilon).abs()
-                error = torch.where(self.a == 0, 0.0, self.a * off).sum(-1)
+                error = torch.where(self.lost, torch.inf, torch.where(self.a == 0, 0.0, self.a * off).sum(-1))
             if not self.same:
                 f = new
             if tolerance > 0 and settled and watched and count % every == 0 and not bool((error > tolerance).any()):
@@ -148,7 +148,8 @@ def sinkhorn(
     Returns:
         `Transport`: value ``(...)``, the potentials f, g (with ``debias`` minus those of the clouds with themselves),
         the marginal's error and the iterations made; nothing is raised when the tolerance is not met. Potentials are
-        kept in float64 inside. Memory O(N + M).
+        kept in float64 inside; with epsilon below 1e-15 of the squared diameter the plan is their rounding, its error
+        is given as inf and all iterations are made. Memory O(N + M).
 
         The value is differentiable once in x, y, weights and epsilon, by the envelope theorem: the gradient at fixed
         potentials, exact at convergence (error of the order of that of the potentials; a second derivative is an
@@ -174,15 +175,18 @@ def sinkhorn(
     eps = epsilon.double().to(device) if given else torch.tensor(float(epsilon), dtype=torch.float64, device=device)
     if tolerance is None:
         tolerance = 1e-9 if z[0].dtype is torch.float64 else 1e-5
-    ladder = _ladder(z[0], z[1], eps, scaling)
+    span = _span(z[0], z[1])
+    # exponents (f + g - C) / epsilon that are all rounding
+    lost = eps.detach() < 2.0**-50 * span
+    ladder = _ladder(span, eps, scaling)
     fixed = eps.detach() if given else float(epsilon)
     if takes_reference() and not debias:
         value, f, g = reference.sinkhorn(*z, *w, eps, iterations)
         error = torch.zeros_like(value)
         return Transport(*(c.restore(t) for t in (value, f.detach(), g.detach(), error)), iterations)
-    pairs = [_Problem(*z, *w, False)]
+    pairs = [_Problem(*z, *w, False, lost)]
     if debias:
-        pairs += [_Problem(z[k], z[k], w[k], w[k], True) for k in (0, 1)]
+        pairs += [_Problem(z[k], z[k], w[k], w[k], True, lost) for k in (0, 1)]
     with torch.no_grad():  # not a decorator of the method: torch.compile does not take that
         solved = [p.solve(ladder, fixed, iterations, tolerance) for p in pairs]
     value = pairs[0].value(solved[0][1], eps)
@@ -195,11 +199,16 @@ def sinkhorn(
 
 
 @torch.no_grad()
-def _ladder(x: Tensor, y: Tensor, epsilon: Tensor, scaling: float | None) -> list[float]:
+def _span(x: Tensor, y: Tensor) -> Tensor:
+    """The squared diagonal of a box around both clouds, (B,) float64."""
+    z = torch.cat([x, y], 1)
+    return (z.amax(1) - z.amin(1)).double().square().sum(-1)
+
+
+def _ladder(span: Tensor, epsilon: Tensor, scaling: float | None) -> list[float]:
     if scaling is None:
         return []
-    z = torch.cat([x, y], 1)
-    step, last = float((z.amax(1) - z.amin(1)).square().sum(-1).amax()), float(epsilon)
+    step, last = float(span.amax()), float(epsilon)
     found = []
     while step > last:
         found.append(step)

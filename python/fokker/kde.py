@@ -308,7 +308,7 @@ def kernel_sum(
     v = scale[..., None] if values is None else c.like_data(values, "values", 1)  # type: ignore[index]
     if values is not None and scale is not None:
         v = v * scale[..., None]
-    log_sum, mean, _, _ = c.sums(VALUES, v)
+    log_sum, mean, _, _ = c.sums(VALUES, v.to(c.x.dtype))
     total = c.times_exp(mean, log_sum[..., None])
     return restore(c, total[..., 0] if values is None else total)
 

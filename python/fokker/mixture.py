@@ -142,7 +142,9 @@ def evaluate(
         return _by_components(rows, mixture, *level, mask, compute)
 
     groups = None if _fused(mixture, mask, *level) else _levels(mixture, *level)
-    found = run(rows, *level) if groups is None else _at_each(groups, run, rows, *level)
+    # the products below are in the dtype that was chosen
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        found = run(rows, *level) if groups is None else _at_each(groups, run, rows, *level)
     results = {}
     for name in names:
         value = found[name].to(dtype).reshape((*batch, *found[name].shape[1:]))

@@ -78,8 +78,14 @@ def uniformity(x: Tensor, t: float) -> Tensor:
 def vendi_score(k: Tensor, a: Tensor, order: float) -> Tensor:
     """exp of the Renyi entropy of the eigenvalues of sqrt(a_i a_j) K_ij, (B,) (Pasarkar and Dieng 2024)."""
     root = a.sqrt()
-    values = torch.linalg.eigvalsh(root[..., None] * k * root[:, None])
-    return hill(values, order)
+    return hill(eigenvalues(root[..., None] * k * root[:, None]), order)
+
+
+def eigenvalues(k: Tensor) -> Tensor:
+    """Of symmetric matrices, (B, N): NaN for those that hold one, which LAPACK takes for a failure of its own."""
+    bad = ~k.isfinite().all(-1).all(-1)[:, None]
+    unit = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
+    return torch.where(bad, torch.nan, torch.linalg.eigvalsh(torch.where(bad[..., None], unit, k)))
 
 
 def hill(values: Tensor, order: float) -> Tensor:
@@ -88,7 +94,7 @@ def hill(values: Tensor, order: float) -> Tensor:
         return 1.0 / values.amax(-1)
     # what rounding leaves of the eigenvalues that are zero
     floor = values.shape[-1] * torch.finfo(values.dtype).eps
-    some = values > floor * values.detach().amax(-1, keepdim=True)
+    some = ~(values <= floor * values.detach().amax(-1, keepdim=True))  # a NaN counts
     safe = torch.where(some, values, 1.0)
     if order == 1.0:
         return torch.exp(-(safe * torch.log(safe)).sum(-1))
