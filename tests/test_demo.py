@@ -1,7 +1,5 @@
 """``python -m fokker demo``, made smaller: what it prints and draws must say what it found."""
 
-import argparse
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,8 @@ pytest.importorskip("scipy")
 pytest.importorskip("PIL")
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
-from fokker._cli import demo, demo_data  # noqa: E402
+import fokker.__main__  # noqa: E402
+from fokker._cli import demo_data, demo_vmf  # noqa: E402
 
 
 def pictures_say_something(paths):
@@ -45,7 +44,7 @@ def numbers_hold(results, dims):
 
 
 def test_smaller(tmp_path, capsys):
-    results = demo.job(tmp_path, 0, largest=768, fraction=0.3, stride=8)
+    results = demo_vmf.job(tmp_path, 0, largest=768, fraction=0.3, stride=8)
     numbers_hold(results, [48, 192, 768])
     pictures_say_something(results["pictures"])
     printed = capsys.readouterr().out
@@ -56,7 +55,7 @@ def test_smaller(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_whole_command(tmp_path, capsys):
-    assert demo.run(argparse.Namespace(out=str(tmp_path), seed=0)) == 0
+    assert fokker.__main__.main(["demo", "--out", str(tmp_path)]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"densities.png", "log_iv_errors.png"}
     pictures_say_something(sorted(tmp_path.iterdir()))
     printed = capsys.readouterr().out
@@ -64,20 +63,20 @@ def test_whole_command(tmp_path, capsys):
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "_NEEDED", {"no_such_module": "some-package"})
+    monkeypatch.setattr(demo_vmf, "NEEDED", {"no_such_module": "some-package"})
     with pytest.raises(SystemExit, match=r"some-package.*pip install fokker\[demo\]"):
-        demo.run(argparse.Namespace(out=str(tmp_path), seed=0))
+        fokker.__main__.main(["demo", "--out", str(tmp_path)])
 
 
 def test_slow_opponent_is_left(monkeypatch):
     import threading
 
     held = threading.Event()
-    assert demo._bounded(held.wait, 0.05) is None
+    assert demo_vmf._bounded(held.wait, 0.05) is None
     held.set()
-    assert demo._bounded(lambda: 7, 5.0) == 7
+    assert demo_vmf._bounded(lambda: 7, 5.0) == 7
     with pytest.raises(ZeroDivisionError):
-        demo._bounded(lambda: 1 / 0, 5.0)
+        demo_vmf._bounded(lambda: 1 / 0, 5.0)
 
 
 def test_patches_are_directions():

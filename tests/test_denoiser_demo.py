@@ -22,7 +22,7 @@ def check(results, steps, printed):
         parts = results["parts"][name]
         assert list(parts) == list(demo_denoiser.PARTS) and min(parts.values()) > 0
     assert "fokker" in printed and "ms without fokker" in printed and "matrix products" in printed
-    image = pyplot.imread(results["picture"])[..., :3]
+    image = pyplot.imread(results["pictures"][0])[..., :3]
     assert image.shape[0] > 600 and image.shape[1] > 1000
     assert 0.3 < (image.min(-1) > 0.99).mean() < 0.98
     assert len(np.unique((image * 255).astype(np.uint8).reshape(-1, 3), axis=0)) > 50
@@ -46,6 +46,6 @@ def test_whole_command(tmp_path, capsys):
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo_denoiser, "_NEEDED", {"no_such_module": "some-package"})
+    monkeypatch.setattr(demo_denoiser, "NEEDED", {"no_such_module": "some-package"})
     with pytest.raises(SystemExit, match=r"some-package.*pip install fokker\[demo\]"):
         fokker.__main__.main(["demo", "denoiser", "--out", str(tmp_path)])

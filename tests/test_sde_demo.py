@@ -45,6 +45,6 @@ def test_whole_command(tmp_path, capsys):
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(demo_sde, "_NEEDED", {"no_such_module": "some-package"})
+    monkeypatch.setattr(demo_sde, "NEEDED", {"no_such_module": "some-package"})
     with pytest.raises(SystemExit, match=r"some-package.*pip install fokker\[demo\]"):
         fokker.__main__.main(["demo", "sde", "--out", str(tmp_path)])

@@ -61,12 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ._cli.bench import run
     elif args.command == "systems":
         from ._cli.systems import run
-    elif args.family == "kde":
-        from ._cli.demo_kde import run
-    elif args.family == "sde":
-        from ._cli.demo_sde import run
-    elif args.family == "denoiser":
-        from ._cli.demo_denoiser import run
     else:
         from ._cli.demo import run
     return run(args)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from ..denoiser import gate_residual, layer_norm_modulate, residual_gate_norm_mo
 from .demo_sde_model import Block, Denoiser, objective
 from .progress import progress
 
-_NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 #: what the profiler's names belong to, the first that fits
 PARTS: dict[str, Callable[[str], bool]] = {
     "matrix products": lambda n: n in ("aten::mm", "aten::addmm", "aten::bmm"),
@@ -56,17 +54,6 @@ def fused(model: Denoiser) -> Denoiser:
     return model
 
 
-def run(args: argparse.Namespace) -> int:
-    """The command: prints what it finds, writes a picture into ``args.out``."""
-    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install fokker[demo]")
-    start = time.perf_counter()
-    results = job(Path(args.out), args.seed)
-    print(f"\nPicture: {results['picture']}  ({time.perf_counter() - start:.0f} s in all)")
-    return 0
-
-
 def job(
     out: Path, seed: int, *, steps: int = 80, batch: int = 128, width: int = 128, depth: int = 3, exact: int = 12
 ) -> dict[str, Any]:
@@ -100,8 +87,8 @@ def job(
             results["seconds"] = seconds
             results["parts"] = _parts(pair, data, process, batch)
     _tell(results)
-    results["picture"] = out / "denoiser.png"
-    draw(results["picture"], results)
+    results["pictures"] = [out / "denoiser.png"]
+    draw(results["pictures"][0], results)
     return results
 
 

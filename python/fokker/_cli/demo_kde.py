@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +15,9 @@ from .. import kde
 from ..systems import kde_regimes
 from .progress import progress
 
-_NEEDED = {"sklearn": "scikit-learn", "skimage": "scikit-image", "matplotlib": "matplotlib", "PIL": "pillow"}
+NEEDED = {"sklearn": "scikit-learn", "skimage": "scikit-image", "matplotlib": "matplotlib", "PIL": "pillow"}
 SIGMAS = (0.05, 0.1, 0.2)
 _SIDE = 8
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command: prints what it finds, writes three pictures into ``args.out``."""
-    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install fokker[demo]")
-    start = time.perf_counter()
-    results = job(Path(args.out), args.seed)
-    print(f"\nPictures: {', '.join(map(str, results['pictures']))}  ({time.perf_counter() - start:.0f} s in all)")
-    return 0
 
 
 def job(out: Path, seed: int, *, count: int = 20_000, height: int = 96, images: int = 48) -> dict[str, Any]:

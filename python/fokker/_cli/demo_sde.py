@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from .. import mixture, pairwise, sde
 
-_NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 #: sampler by name, and its calls of the network for n steps
 SAMPLERS: dict[str, tuple[Any, Callable[[int], int]]] = {
     "Euler": (sde.Euler(), lambda n: n),
@@ -28,17 +26,6 @@ SAMPLERS: dict[str, tuple[Any, Callable[[int], int]]] = {
 }
 CALLS = (5, 9, 16, 32)
 SIGMA = 0.15  #: of the Gaussians around the digits, whose mixture has an exact score
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command: prints what it finds, writes two pictures into ``args.out``."""
-    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise SystemExit(f"the demo needs {', '.join(missing)}: pip install fokker[demo]")
-    start = time.perf_counter()
-    results = job(Path(args.out), args.seed)
-    print(f"\nPictures: {', '.join(map(str, results['pictures']))}  ({time.perf_counter() - start:.0f} s in all)")
-    return 0
 
 
 def job(out: Path, seed: int, *, steps: int = 1500, count: int = 200, calls: tuple[int, ...] = CALLS) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from .. import systems
+from .demo import require
 
 
 class Entry(NamedTuple):
@@ -69,11 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(
             f"{args.name} has no example to run here; a line of code: {entries[names.index(args.name)].example}"
         )
-    missing = [
-        p for m, p in {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}.items() if not importlib.util.find_spec(m)
-    ]
-    if missing:
-        raise SystemExit(f"the example needs {', '.join(missing)}: pip install fokker[demo]")
+    require("the example", {"sklearn": "scikit-learn", "matplotlib": "matplotlib"})
     start = time.perf_counter()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
