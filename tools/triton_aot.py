@@ -4,8 +4,8 @@
 
 Registers, stack and local memory are cuobjdump's (the Triton wheel ships it). A float32 kernel must not contain a
 float64 instruction (but for density sums, which add their tiles up in float64), and none an approximate division or
-root, or one that flushes subnormal numbers. Works with Triton 3.6 and 3.9. Gradients are compiled for both arguments;
-``--gradient-parts`` adds the kernels of one alone, which are subsets of these.
+root, one that flushes subnormal numbers, or a product or sum that the assembler may fuse. Works with Triton 3.6 and
+3.9. Gradients are compiled for both arguments; ``--gradient-parts`` adds the kernels of one alone, subsets of these.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ FLOAT64_INSTRUCTION = re.compile(r"\b(?:add|sub|mul|fma|div|sqrt|rcp|setp|selp|c
 
 
 APPROXIMATE = re.compile(r"\bdiv\.full|\.approx|\.ftz")
+#: a product or sum without a rounding of its own, which ptxas may fuse with another
+CONTRACTIBLE = re.compile(r"\b(?:mul|add|sub)\.f(?:32|64)\b")
 
 
 @dataclass(frozen=True)
@@ -248,12 +250,12 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
         }
         constants["BLOCK"] = configuration("heads", dtype).block // constants["PAIRS"]  # rows
         yield Variant(f"heads {name} norm {dim}", "heads", heads.norm_rope_kernel, dtype, pointers, constants)
-        del constants["BIAS"]
+        constants = {k: v for k, v in constants.items() if k != "BIAS"}
         kinds = {"sums": "*fp64", "grad": "*" + DTYPES[dtype]}
         for sums in (False, True):
-            constants |= {"SUMS": sums, "WANTED": True, "gd": 1}
             label = f"heads {name} norm {dim} backward{', sums' if sums else ''}"
-            yield Variant(label, "heads_vjp", heads_vjp.norm_rope_vjp_kernel, dtype, pointers, constants, kinds)
+            flags = {**constants, "SUMS": sums, "WANTED": True, "gd": 1}
+            yield Variant(label, "heads_vjp", heads_vjp.norm_rope_vjp_kernel, dtype, pointers, flags, kinds)
     operands = ("gate", "value", "gate_bias", "value_bias", "out", "grad", "to_value")
     for kind, name in enumerate(("silu", "gelu tanh", "gelu", "mp silu")):
         for backward in (False, True):
@@ -374,6 +376,7 @@ def main() -> int:
             and not variant.table.startswith("kde")
             and {"sums", "work"}.isdisjoint(variant.kernel.arg_names)  # which are float64
             and FLOAT64_INSTRUCTION.search(ptx) is not None,
+            "CONTRACTIBLE": CONTRACTIBLE.search(ptx) is not None,
             "APPROXIMATE": APPROXIMATE.search(ptx) is not None,
         }
         note = "".join(f" {name}" for name, there in found.items() if there)

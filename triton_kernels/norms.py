@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configurations import configuration
+from .configurations import Configuration, configuration
 from .elementary import const, divide, mad, square_root
 from .strided import launching, load, store
 
@@ -151,15 +151,19 @@ def strides(t: Tensor | None) -> tuple[int, int, int]:
     return tuple(0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True))  # type: ignore[return-value]
 
 
+def block_of(x: Tensor, kernel: str) -> tuple[Configuration, int]:
+    """The configuration of a kernel for rows of x, and the columns that it takes at once."""
+    chosen = configuration(kernel, torch.float64 if x.dtype is torch.float64 else torch.float32)
+    return chosen, min(triton.next_power_of_2(x.shape[-1]), chosen.block)
+
+
 def norm_modulate(found: list[Tensor], *args: Any) -> None:
     """Write x' and y, those that the op has, into contiguous tensors; arguments as `_denoiser_norms_ops` has them."""
     x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias, eps, norm = args
     batch, tokens, columns = x.shape
     if not x.numel():
         return
-    wide = x.dtype is torch.float64
-    chosen = configuration("norms", torch.float64 if wide else torch.float32)
-    block = min(triton.next_power_of_2(columns), chosen.block)
+    chosen, block = block_of(x, "norms")
     steps = tuple(0 if t is None else t.stride(0) for t in (gate_table, shift_table, scale_table, weight, bias))
     with launching(x):
         norm_kernel[(batch * tokens,)](
@@ -168,6 +172,6 @@ def norm_modulate(found: list[Tensor], *args: Any) -> None:
             steps[2], steps[3], steps[4],
             NORM=norm, GATED=branch is not None, GATE=gate is not None, GATE_TABLE=gate_table is not None,
             SHIFT=shift is not None, SHIFT_TABLE=shift_table is not None, SCALE=scale is not None,
-            SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None, BIAS=bias is not None, EPS=eps, WIDE=wide,
-            CHUNKS=triton.cdiv(columns, block), BLOCK=block, **chosen.options,
+            SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None, BIAS=bias is not None, EPS=eps,
+            WIDE=x.dtype is torch.float64, CHUNKS=triton.cdiv(columns, block), BLOCK=block, **chosen.options,
         )  # fmt: skip

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configurations import configuration
 from .elementary import const, divide, mad
-from .norms import modulation, row_of, rstd_of, strides
+from .norms import block_of, modulation, row_of, rstd_of, strides
 from .strided import launching, load, store
 
 #: tokens of a program
@@ -194,9 +193,7 @@ def norm_modulate_vjp(
     batch, tokens, columns = x.shape
     if not x.numel():
         return
-    wide = x.dtype is torch.float64
-    chosen = configuration("norms_vjp", torch.float64 if wide else torch.float32)
-    block = min(triton.next_power_of_2(columns), chosen.block)
+    chosen, block = block_of(x, "norms_vjp")
     inputs = (x, branch, gate, gate_table, scale, scale_table, weight, bias, grad_sum, grad)
     columns_apart = any(t is not None and columns > 1 and t.stride(-1) != 1 for t in inputs)
     chunks, blocks = triton.cdiv(columns, block), triton.cdiv(tokens, norm_token_block)
@@ -211,7 +208,7 @@ def norm_modulate_vjp(
             SCALE=scale is not None, SCALE_TABLE=scale_table is not None, WEIGHT=weight is not None,
             BIAS=bias is not None, WEIGHTED=weighted, TO_X=to_x is not None, TO_BRANCH=to_branch is not None,
             TO_GATE=to_gate is not None, TO_SCALE=to_scale is not None, SUM_P=sum_p is not None,
-            SUM_GATE=sum_gate is not None, EPS=eps, WIDE=wide, TOKENS=norm_token_block,
+            SUM_GATE=sum_gate is not None, EPS=eps, WIDE=x.dtype is torch.float64, TOKENS=norm_token_block,
             LONG=chunks > 1 or columns_apart, BLOCK=block, **chosen.options,
         )  # fmt: skip
     wanted = [t for t in (sum_p, sum_pn, sum_gate) if t is not None]

@@ -13,6 +13,7 @@ Autocast changes nothing: an op computes in the dtype of its arguments.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,8 +66,12 @@ def native_kernels(make: Callable[[Any], Kernel], triton: TritonModule | None = 
 def triton_kernel(make: Callable[[Any], Kernel], name: str, writes_out: bool = False) -> Kernel:
     """The kernel made from a Triton module that has the functions of a native one; imported at the first call."""
 
+    @functools.cache
+    def kernel() -> Kernel:
+        return make(importlib.import_module(f".triton_kernels.{name}", __package__))
+
     def run(*args: Any, **options: Any) -> Any:
-        return make(importlib.import_module(f".triton_kernels.{name}", __package__))(*args, **options)
+        return kernel()(*args, **options)
 
     run.writes_out = writes_out  # type: ignore[attr-defined]
     return run
