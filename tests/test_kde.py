@@ -10,7 +10,7 @@ from conftest import BACKENDS
 from torch.autograd import gradcheck, gradgradcheck
 
 import fokker
-from fokker import kde
+from fokker import kde, mixture, pairwise
 from fokker.cases import CASES
 
 HERE = [b for b in BACKENDS if b in CASES["kde_log_prob_2d"].backends]
@@ -412,3 +412,23 @@ def test_arrays_that_torch_cannot_hold(tmp_path):
         listed = kde.KDEState(x.tolist(), 0.7).update(y.tolist()).result()["log_prob"]
     for value in (*found, listed):
         np.testing.assert_allclose(value, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, y, c: kde.log_prob(x, y, c),
+        lambda x, y, c: kde.posterior_mean(x, y, c),
+        lambda x, y, c: kde.log_prob(x, y, 0.5, kernel="student_t", nu=c),
+        lambda x, y, c: mixture.score(x, mixture.Mixture(y, torch.ones(len(y)), None, "isotropic"), alpha=c, sigma=c),
+        lambda x, y, c: pairwise.mmd2(x, y, bandwidth=c),
+        lambda x, y, c: pairwise.sinkhorn(x, y, epsilon=c, iterations=3, tolerance=0.0).value,
+    ],
+    ids=["log_prob", "posterior_mean", "nu", "mixture", "mmd2", "sinkhorn"],
+)
+def test_numbers_that_change_under_compile(f):
+    """They become symbols, of which Dynamo can ask comparisons only."""
+    x, y = torch.randn(6, 3), torch.randn(5, 3)
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="eager")
+    for c in (0.5, 0.75, 1.25):
+        torch.testing.assert_close(compiled(x, y, c), f(x, y, c))

@@ -245,7 +245,7 @@ class Mixture:
 
     def diffused(self, alpha: float = 1.0, sigma: float = 0.0) -> Mixture:
         """The mixture that alpha x + sigma z is drawn from: means alpha mu, covariances alpha^2 S + sigma^2 I."""
-        if not math.isfinite(alpha) or not (math.isfinite(sigma) and sigma >= 0):
+        if not -math.inf < alpha < math.inf or not 0 <= sigma < math.inf:
             raise ValueError(f"alpha must be finite and sigma >= 0, got alpha={alpha}, sigma={sigma}")
         first, last = self._parts[0], self._parts[-1]
         noise = sigma * sigma
@@ -263,7 +263,7 @@ class Mixture:
 def noise_level(value: Any, name: str, batch: torch.Size, device: torch.device) -> Tensor:
     """alpha or sigma in float64: (1,), or one a query (n,)."""
     if is_number(value):
-        if not math.isfinite(value) or (name == "sigma" and value < 0):
+        if not -math.inf < value < math.inf or (name == "sigma" and value < 0):
             raise ValueError(f"{name} must be a finite number{' >= 0' * (name == 'sigma')}, got {value}")
         return torch.full((1,), float(value), dtype=torch.float64, device=device)
     t = _tensor("mixture", name, value, device).double()

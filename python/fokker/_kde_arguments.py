@@ -144,7 +144,7 @@ def is_number(value: Any) -> bool:
 
 def _bandwidth(function: str, value: Any, shape: torch.Size, device: torch.device) -> Tensor:
     if is_number(value):
-        if not value > 0 or math.isinf(value):
+        if not 0 < value < math.inf:
             raise ValueError(f"{function}: bandwidth must be a positive number, got {value}")
         return torch.full((math.prod(shape[:-2]), 1, 1), float(value), dtype=torch.float64, device=device)
     h = _tensor(function, "bandwidth", value, device).double()
@@ -204,7 +204,7 @@ def arrange(
         raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"{function}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not nu > 0 or math.isinf(nu):
+    if not 0 < nu < math.inf:
         raise ValueError(f"{function}: nu must be a positive number, got {nu}")
     numpy = not isinstance(x, Tensor) and not isinstance(data, Tensor)
     x = _tensor(function, "x", x)

@@ -40,7 +40,7 @@ def choice(function: str, name: str, value: Any, allowed: tuple[str, ...]) -> No
 def positive(function: str, name: str, value: Any) -> float:
     """A positive finite number, or a ValueError."""
     number = float(value.detach() if isinstance(value, Tensor) else value)
-    if not number > 0 or math.isinf(number):
+    if not 0 < number < math.inf:
         raise ValueError(f"{function}: {name} must be a positive number, got {value}")
     return number
 

@@ -142,7 +142,7 @@ def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precis
         if h.dim() and len(shape) > 1 and h.shape[-1] not in (1, shape[-2]):
             raise ValueError(f"posterior_mean: sigma must be a number or (..., N={shape[-2]}), got {tuple(h.shape)}")
         h = h[..., None] if h.dim() else h
-    elif not h > 0 or math.isinf(h):
+    elif not 0 < h < math.inf:
         raise ValueError(f"posterior_mean: sigma must be a positive number, got {sigma}")
     return _evaluate(x, data, h, ("posterior_mean",), weights, "gaussian", 1.0, False, precision, 0.0)["posterior_mean"]
 
