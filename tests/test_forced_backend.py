@@ -1,5 +1,8 @@
 """A forced backend never falls back: where a gradient is wanted its kernel runs too, or an error says what to do."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import BACKENDS
@@ -7,7 +10,7 @@ from sphere import F64, unit
 from test_ops import registration_arguments
 
 import fokker
-from fokker import _backend, _op
+from fokker import _backend, _native, _op
 
 FORCED = [b for b in BACKENDS if b != "reference"]
 NAMES = sorted(_op.REGISTRY)
@@ -137,3 +140,20 @@ def test_derivatives_past_the_last_are_an_error(backend):
             out = out[0] if isinstance(out, tuple) else out
             with pytest.raises(NotImplementedError, match="third derivative"):
                 out.sum().backward()
+
+
+def test_the_import_does_not_start_cuda():
+    """A process that has started CUDA cannot use it in forked children: devices are counted by NVML alone."""
+    program = "import torch; torch.cuda.is_available = torch.cuda.init = None; import fokker; print(fokker.__version__)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0 and run.stdout.strip() == fokker.__version__, run.stderr
+
+
+def test_a_driver_older_than_the_build_is_said(monkeypatch):
+    module = type("module", (), {"cuda_version": 13000})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for version, why in ((12040, "built with CUDA 13, but the driver ends at CUDA 12.4"), (13010, None), (0, None)):
+        monkeypatch.setattr(_native, "_driver_version", lambda version=version: version)
+        assert _native._why_no_gpu(module) == why
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "no usable CUDA device" in _native._why_no_gpu(module)

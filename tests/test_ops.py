@@ -1,5 +1,6 @@
 """Every op of the one table, on every backend that runs here: values, shapes, gradients, transforms, compilation."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -95,6 +96,58 @@ def test_layouts(case, backend):
                 atol=0,
             )
             assert case.call(tensors[0][0], tensors[1], *extra).shape == (60,)
+
+
+def one_further(t: Tensor) -> Tensor:
+    """The same numbers and strides, one element into a memory of their own: no pack of them is aligned."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    memory = torch.zeros(reach + 1, dtype=t.dtype, device=t.device)
+    return memory.as_strided(t.shape, t.stride(), 1).copy_(t)
+
+
+@pytest.mark.parametrize(("case", "backend"), [p for p in ON_BACKEND if p.values[1] != "reference"])
+def test_odd_storage_offsets(case, backend):
+    """Views that start between two aligned packs, as slices do: the same numbers, forward and backward."""
+    for dtype in (torch.float32, torch.bfloat16):
+        if dtype not in case.tolerance:
+            continue
+        args = _to(case.make(64, dtype, generator()), _device(backend))
+        moved = [one_further(a) if isinstance(a, Tensor) else a for a in args]
+        found = []
+        for inputs in (args, moved):
+            with fokker.use_backend(backend):
+                found.append([case.call(*inputs)])
+                if case.gradients and dtype is torch.float32:
+                    leaves = [a.detach().requires_grad_() if i in case.gradients else a for i, a in enumerate(inputs)]
+                    wanted = [leaves[i] for i in case.gradients]
+                    with contextlib.suppress(fokker.BackendError):  # no gradient on this backend
+                        found[-1] += torch.autograd.grad(case.call(*leaves).sum(), wanted, allow_unused=True)
+        for got, want in zip(*reversed(found), strict=True):
+            torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(p.values[0], id=p.id) for p in ON_BACKEND if p.values[1] == "emu"])
+def test_order_of_the_cuda_threads_does_not_matter(case):
+    """Threads and blocks forward, in reverse and at random: the same bits, of results and of gradients."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        args = case.make(90, dtype, generator()) if dtype in case.tolerance else ()
+        for k, order in enumerate((("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)) if args else ()):
+            leaves = [a.detach().requires_grad_() if i in case.gradients else a for i, a in enumerate(args)]
+            try:
+                _native.emu.set_order(*order)
+                with fokker.use_backend("emu"):
+                    out = [case.call(*leaves)]
+                    if case.gradients:
+                        wanted = [leaves[i] for i in case.gradients]
+                        out += torch.autograd.grad(out[0].sum(), wanted, allow_unused=True)
+            finally:
+                _native.emu.set_order("forward", 0)
+            if k == 0:
+                found = out
+            for got, want in zip(out, found, strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("case", "backend"), DIFFERENTIABLE)

@@ -34,10 +34,11 @@ struct Cuda {
     cudaStream_t stream = nullptr;
     explicit Guard([[maybe_unused]] const TensorView& t) {
 #ifndef FOKKER_EMU
-      cudaGetDevice(&previous);
-      changed = previous != t.device_id;
-      if (changed) cudaSetDevice(t.device_id);
       stream = static_cast<cudaStream_t>(fokker::bind::current_stream(t.device_id));
+      cudaError_t e = cudaGetDevice(&previous);
+      changed = e == cudaSuccess && previous != t.device_id;
+      if (changed) e = cudaSetDevice(t.device_id);
+      if (e != cudaSuccess) fokker::raise<fokker::CudaError>("device ", t.device_id, ": ", cudaGetErrorString(e));
 #endif
     }
     ~Guard() {
@@ -132,10 +133,7 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_particle_ops<Cuda>(m);
   fokker::bind::bind_group_ops<Cuda>(m);
   fokker::bind::bind_norm_ops<Cuda>(m);
-  m.def("device_count", [] {
-    int n = 0;
-    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
-  });
+  m.attr("cuda_version") = CUDART_VERSION;  // of the build: 1000 major + 10 minor
 #ifdef FOKKER_EMU
   m.doc() = "fokker's CUDA kernels on a host emulator, for tests.";
   m.def("set_order", [](const std::string& order, std::uint64_t seed) {

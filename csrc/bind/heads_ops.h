@@ -127,6 +127,7 @@ void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::Maybe
   }
   if (sums) {
     check_device(*sums, "sums", Backend::device);
+    if (sums->device_id != x[0].device_id) raise<TypeError>("sums and x must be on one device");
     check_dtype(*sums, "sums", DType::f64);
     check_contiguous(*sums, "sums");
     if (sums->numel() != p.sum_count()) raise<ValueError>("sums must have ", p.sum_count(), " entries");

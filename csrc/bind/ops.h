@@ -153,6 +153,7 @@ void vmf_sample(const TensorView& mean, const TensorView& concentration, const O
   check_entries<Backend>(one_minus_w, "one_minus_w", out, s.n);
   if (ids) {
     check_device(*ids, "sample_ids", Backend::device);
+    if (ids->device_id != out.device_id) raise<TypeError>("sample_ids and out must be on one device");
     check_dtype(*ids, "sample_ids", DType::i64);
     check_contiguous(*ids, "sample_ids");
     if (ids->numel() != s.n) raise<ValueError>("sample_ids ", shape_of(*ids), " must have ", s.n, " entries");
@@ -221,6 +222,8 @@ void resultant(const TensorView& x, const Optional& weights, const TensorView& p
   check_contiguous(x, "x");
   check_out<Backend>(out, "out");
   check_out<Backend>(partial, "partial");
+  if (out.device_id != x.device_id || partial.device_id != x.device_id)
+    raise<TypeError>("out, partial and x must be on one device");
   check_dtype(out, "out", DType::f64);
   check_dtype(partial, "partial", DType::f64);
   check_ndim(partial, "partial", 2);

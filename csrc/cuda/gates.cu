@@ -43,7 +43,7 @@ template <typename T, typename S, int kPer> struct GatePiece {
 };
 template <typename T, typename S, int kPer>
 __device__ __forceinline__ GatePiece<T, S, kPer> read_piece(const GatePlan& p, GateSlot s, std::int64_t i) {
-  const auto pack = *reinterpret_cast<const Packed<S, kPer>*>(static_cast<const S*>(p.slot(s).data) + gate_offset(p, s, i));
+  const auto pack = load_pack<Packed<S, kPer>>(static_cast<const S*>(p.slot(s).data) + gate_offset(p, s, i));
   GatePiece<T, S, kPer> x;
 #pragma unroll
   for (int j = 0; j < kPer; ++j) x.v[j] = number<T>(pack.v[j]);
@@ -55,7 +55,7 @@ __device__ __forceinline__ void write_piece(const GatePlan& p, GateSlot s, std::
   Packed<S, kPer> pack;
 #pragma unroll
   for (int j = 0; j < kPer; ++j) pack.v[j] = stored<S>(x.v[j]);
-  *reinterpret_cast<Packed<S, kPer>*>(static_cast<S*>(p.slot(s).data) + gate_offset(p, s, i)) = pack;
+  store_pack(static_cast<S*>(p.slot(s).data) + gate_offset(p, s, i), pack);
 }
 template <typename T, typename S, int kPer>
 __device__ __forceinline__ void add_bias(const GatePlan& p, GateSlot s, std::int64_t i, GatePiece<T, S, kPer>& x) {

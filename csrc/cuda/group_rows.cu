@@ -159,7 +159,8 @@ template <typename K> std::int64_t reserve(K* kernel, std::int64_t needed, std::
   const std::int64_t bytes = needed + (held ? group : 0);
   if (bytes + own > most)
     raise<ValueError>("groups of ", needed, " bytes of coefficients do not fit in the shared memory of a block");
-  if (bytes > 47 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  // The most there is, not what this launch takes: another thread may be about to launch the kernel with more.
+  if (bytes > 46 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most - own));
   return bytes;
 }
 

@@ -28,11 +28,11 @@ template <typename S, int V> struct alignas(V * sizeof(S)) Pack {
 };
 template <typename S> constexpr int kPackOf = 16 / static_cast<int>(sizeof(S));
 template <typename S, int V> __device__ __forceinline__ Pack<S, V> read(const GroupMap& m, std::int64_t at) {
-  return *reinterpret_cast<const Pack<S, V>*>(static_cast<const S*>(m.data) + at);
+  return load_pack<Pack<S, V>>(static_cast<const S*>(m.data) + at);
 }
 template <typename S, int V>
 __device__ __forceinline__ void write(const GroupMap& m, std::int64_t at, const Pack<S, V>& pack) {
-  *reinterpret_cast<Pack<S, V>*>(static_cast<S*>(m.data) + at) = pack;
+  store_pack(static_cast<S*>(m.data) + at, pack);
 }
 // x, or x + residual as rounded to its dtype.
 template <typename S, int V> __device__ __forceinline__ Pack<S, V> read_summed(const GroupPlan& p, std::int64_t b,

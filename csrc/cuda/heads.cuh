@@ -36,11 +36,11 @@ __device__ __forceinline__ Unit<T> read_unit(const HeadsPlan& p, const HeadTenso
     if (4 * u >= p.dim) return x;
     Packed<S, 2> a, b;
     if (p.interleaved) {
-      const auto four = *reinterpret_cast<const Packed<S, 4>*>(from + 4 * u);
+      const auto four = load_pack<Packed<S, 4>>(from + 4 * u);
       a = {{four.v[0], four.v[1]}}, b = {{four.v[2], four.v[3]}};
     } else {
-      a = *reinterpret_cast<const Packed<S, 2>*>(from + 2 * u);
-      b = *reinterpret_cast<const Packed<S, 2>*>(from + p.dim / 2 + 2 * u);
+      a = load_pack<Packed<S, 2>>(from + 2 * u);
+      b = load_pack<Packed<S, 2>>(from + p.dim / 2 + 2 * u);
     }
     x = {{number<T>(a.v[0]), number<T>(a.v[1]), number<T>(b.v[0]), number<T>(b.v[1])}};
   } else {
@@ -58,11 +58,11 @@ __device__ __forceinline__ void write_unit(const HeadsPlan& p, const HeadTensor&
     if (4 * u >= p.dim) return;
     if (p.interleaved) {
       const Packed<S, 4> four = {{stored<S>(x.v[0]), stored<S>(x.v[1]), stored<S>(x.v[2]), stored<S>(x.v[3])}};
-      *reinterpret_cast<Packed<S, 4>*>(to + 4 * u) = four;
+      store_pack(to + 4 * u, four);
     } else {
       const Packed<S, 2> a = {{stored<S>(x.v[0]), stored<S>(x.v[1])}}, b = {{stored<S>(x.v[2]), stored<S>(x.v[3])}};
-      *reinterpret_cast<Packed<S, 2>*>(to + 2 * u) = a;
-      *reinterpret_cast<Packed<S, 2>*>(to + p.dim / 2 + 2 * u) = b;
+      store_pack(to + 2 * u, a);
+      store_pack(to + p.dim / 2 + 2 * u, b);
     }
   } else {
 #pragma unroll

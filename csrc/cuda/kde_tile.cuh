@@ -202,7 +202,7 @@ template <typename C, Form form> __global__ void __launch_bounds__(kTileThreads,
     }
 #pragma unroll
     for (int a = 0; a < kMicro; ++a) {
-      if (tx == 0) tops[kMicro * ty + a] = top[a];
+      if (online && tx == 0) tops[kMicro * ty + a] = top[a];
       total(0, a) += double(sums[a]);
       if (moments) total(1, a) += double(squares[a]), total(2, a) += double(deltas[a]);
     }

@@ -110,7 +110,7 @@ template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStr
   } else if (w.blocks <= kShortBlocks) {
     launch_sums<T, true>(p, w, blocks_for(p.batch * kWarp, kSdeThreads), stream);
   } else {
-    launch_sums<T, false>(p, w, static_cast<unsigned>(tiles_of(p, w)), stream);
+    launch_sums<T, false>(p, w, all_blocks(tiles_of(p, w)), stream);
     sde_add_tiles(p, tiles_of(p, w) / p.batch, p.sum_count(), stream);
   }
 }

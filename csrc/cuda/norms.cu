@@ -125,7 +125,7 @@ template <typename T> void launch(const NormPlan& p, cudaStream_t stream) {
   constexpr std::int64_t held = kNormThreads<T> * kLotColumns;  // columns of a lot a thread
   const NormWalk w = norm_walk<T>(p, p.columns <= held ? 1 : kLots);
   const int rows = p.columns <= held && p.batch * p.tokens >= kManyRows ? kRows : 1;
-  const auto blocks = static_cast<unsigned>(p.batch * ((p.tokens + rows - 1) / rows));
+  const unsigned blocks = all_blocks(p.batch * ((p.tokens + rows - 1) / rows));
   if (p.columns <= held) FK_LAUNCH((norm_forward_kernel<T, 1>), blocks, w.threads, 0, stream, p, w.packed, rows);
   else if (p.columns <= kLots * held)
     FK_LAUNCH((norm_forward_kernel<T, kLots>), blocks, w.threads, 0, stream, p, w.packed, rows);

@@ -23,7 +23,7 @@ __device__ __forceinline__ Eight<T> read_eight_as(const S* from, std::int64_t st
   if (packed) {
 #pragma unroll
     for (int j = 0; j < kLotColumns; j += each) {
-      const auto pack = *reinterpret_cast<const Packed<S, each>*>(from + j);
+      const auto pack = load_pack<Packed<S, each>>(from + j);
 #pragma unroll
       for (int i = 0; i < each; ++i) to.v[j + i] = number<T>(pack.v[i]);
     }
@@ -42,7 +42,7 @@ __device__ __forceinline__ void write_eight_as(S* to, std::int64_t left, bool pa
       Packed<S, each> pack;
 #pragma unroll
       for (int i = 0; i < each; ++i) pack.v[i] = stored<S>(from.v[j + i]);
-      *reinterpret_cast<Packed<S, each>*>(to + j) = pack;
+      store_pack(to + j, pack);
     }
   } else {
 #pragma unroll

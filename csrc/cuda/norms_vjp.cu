@@ -201,7 +201,7 @@ template <typename T> __global__ void __launch_bounds__(kSdeThreads)
 
 template <typename T> void launch(const NormPlan& p, cudaStream_t stream) {
   const NormWalk w = norm_walk<T>(p, 1);
-  const auto blocks = static_cast<unsigned>(p.batch * token_blocks(p));
+  const unsigned blocks = all_blocks(p.batch * token_blocks(p));
   if (p.columns <= kHeld<T>) FK_LAUNCH((norm_vjp_kernel<T>), blocks, w.threads, 0, stream, p, w.packed);
   else FK_LAUNCH((norm_vjp_long_kernel<T>), blocks, w.threads, 0, stream, p, w.packed);
   if (p.sum_count())

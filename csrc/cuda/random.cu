@@ -57,7 +57,7 @@ __device__ __forceinline__ void put(void* out, bool packed, const std::int64_t* 
     } pack;
 #pragma unroll
     for (int j = 0; j < kPer<S>; ++j) pack.v[j] = converted<To>(z.v[j]);
-    *reinterpret_cast<Pack*>(to + at[0]) = pack;
+    store_pack(to + at[0], pack);
     return;
   }
 #pragma unroll

@@ -86,7 +86,7 @@ __device__ __forceinline__ Lot<T> read_as(const void* data, bool packed, const S
   const S* const from = static_cast<const S*>(data);
   Lot<T> lot;
   if (packed) {
-    const auto pack = *reinterpret_cast<const Packed<S, kPer<T>>*>(from + s.at[0]);
+    const auto pack = load_pack<Packed<S, kPer<T>>>(from + s.at[0]);
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j) lot.v[j] = number<T>(pack.v[j]);
   } else {
@@ -116,7 +116,7 @@ __device__ __forceinline__ void write_as(void* data, bool packed, const Spot<T>&
     Packed<S, kPer<T>> pack;
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j) pack.v[j] = stored<S>(lot.v[j]);
-    *reinterpret_cast<Packed<S, kPer<T>>*>(to + s.at[0]) = pack;
+    store_pack(to + s.at[0], pack);
   } else {
 #pragma unroll
     for (int j = 0; j < kPer<T>; ++j)

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kSdeThreads)
 }
 
 template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(tiles_of(p, w));
+  const unsigned blocks = all_blocks(tiles_of(p, w));
   if (p.vectors <= 2) FK_LAUNCH((sde_gram_kernel<T, 1>), blocks, kSdeThreads, 0, stream, p, w);
   else if (p.vectors <= 4) FK_LAUNCH((sde_gram_kernel<T, 3>), blocks, kSdeThreads, 0, stream, p, w);
   else FK_LAUNCH((sde_gram_kernel<T, 8>), blocks, kSdeThreads, 0, stream, p, w);

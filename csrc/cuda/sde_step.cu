@@ -101,7 +101,7 @@ void launch_step(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
 }
 template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
   if (p.sums) {
-    const auto blocks = static_cast<unsigned>(tiles_of(p, w));
+    const unsigned blocks = all_blocks(tiles_of(p, w));
     if (p.vectors <= 3) FK_LAUNCH((sde_step_dots_kernel<T, 2>), blocks, kSdeThreads, 0, stream, p, w);
     else if (p.vectors <= 5) FK_LAUNCH((sde_step_dots_kernel<T, 4>), blocks, kSdeThreads, 0, stream, p, w);
     else FK_LAUNCH((sde_step_dots_kernel<T, 8>), blocks, kSdeThreads, 0, stream, p, w);

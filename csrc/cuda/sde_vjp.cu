@@ -129,7 +129,7 @@ void launch_flat(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
   FK_LAUNCH((sde_vjp_kernel<T, K, kPacked>), blocks_for(p.batch * w.blocks, kSdeThreads), kSdeThreads, 0, stream, p, w);
 }
 template <typename T, int K> void launch_sums(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {
-  FK_LAUNCH((sde_vjp_sums_kernel<T, K>), static_cast<unsigned>(tiles_of(p, w)), kSdeThreads, 0, stream, p, w);
+  FK_LAUNCH((sde_vjp_sums_kernel<T, K>), all_blocks(tiles_of(p, w)), kSdeThreads, 0, stream, p, w);
   sde_add_tiles(p, tiles_of(p, w) / p.batch, p.sum_count(), stream);
 }
 template <typename T> void launch(const AffinePlan& p, const SdeWalk& w, cudaStream_t stream) {

@@ -83,12 +83,13 @@ struct Warp {
 class Block {
  public:
   using Call = void (*)(const void*);
-  Block(const char* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, Call call, const void* data)
+  Block(const char* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, std::size_t shared_limit, Call call,
+        const void* data)
       : kernel(kernel),
         grid(grid),
         dim(block),
         n(block.x * block.y * block.z),
-        shared(dynamic_bytes),
+        shared(dynamic_bytes, shared_limit),
         call(call),
         data(data),
         threads(n),

@@ -2,9 +2,9 @@
 //
 // One fiber is one CUDA thread; blocks run one after another; threads and blocks take turns forward, in reverse or in
 // a random order (set_order). Shared memory starts poisoned. Reported as launch errors: deadlocks, masks or barriers
-// that threads disagree on, configurations a device refuses. With -DFOKKER_EMU_THREADS each CUDA thread is a
-// std::thread, for the thread sanitizer. Not covered: tensor cores, asynchronous copies, clusters, inline PTX, and a
-// thread that spins on memory until another one writes it.
+// that threads disagree on, misaligned packs, configurations and shared memory a device refuses. With
+// -DFOKKER_EMU_THREADS each CUDA thread is a std::thread, for the thread sanitizer. Not covered: tensor cores,
+// asynchronous copies, clusters, inline PTX, and a thread that spins on memory until another one writes it.
 #pragma once
 
 #include "emu/intrinsics.h"
@@ -16,4 +16,5 @@
 #define FK_SHARED(T, name, count)        \
   static const char name##_declared = 0; \
   T* const name = ::fokker::emu::shared_array<T>(&name##_declared, (count))
+#define FK_CHECK_ALIGNED(P, at) ::fokker::emu::check_aligned((at), alignof(P))
 #define FK_DYNAMIC_SMEM(T, name) T* const name = static_cast<T*>(::fokker::emu::current_block()->shared.dynamic())

@@ -48,7 +48,12 @@ inline int barrier(Op op, int predicate, const char* site) {
 }
 template <typename T> T* shared_array(const void* key, std::size_t count) {
   if (void* p = current_block()->shared.array(key, count * sizeof(T))) return static_cast<T*>(p);
-  throw KernelError("static shared memory beyond " + std::to_string(kStaticSharedLimit) + " bytes");
+  throw KernelError("shared memory beyond the " + std::to_string(kStaticSharedLimit) +
+                    " bytes of static arrays, or with dynamic ones beyond what the kernel was allowed");
+}
+inline void check_aligned(const void* at, std::size_t alignment) {
+  if (reinterpret_cast<std::uintptr_t>(at) % alignment)
+    throw KernelError("misaligned address: an access of " + std::to_string(alignment) + " bytes");
 }
 
 // Relaxed, as CUDA's atomics: they order nothing else.

@@ -189,17 +189,19 @@ class Crew {
 };
 #endif
 
-inline bool valid_launch(dim3 grid, dim3 block, std::size_t dynamic_bytes) {
+inline bool valid_launch(dim3 grid, dim3 block, std::size_t dynamic_bytes, std::size_t allowed) {
   const std::uint64_t threads = std::uint64_t(block.x) * block.y * block.z;
   return threads >= 1 && threads <= kMaxThreads && block.z <= 64 && grid.x >= 1 && grid.x <= 0x7fffffffu &&
-         grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && dynamic_bytes <= kSharedLimit;
+         grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && dynamic_bytes <= allowed;
 }
 
 // As on a device, a failure is kept for cudaGetLastError: a launch itself reports nothing.
 template <typename... Parameters, typename... Arguments> void launch(const char* name, void (*kernel)(Parameters...),
                                                                      dim3 grid, dim3 block, std::size_t dynamic_bytes,
                                                                      cudaStream_t, Arguments&&... arguments) {
-  if (!valid_launch(grid, block, dynamic_bytes)) {
+  // Beyond what every block has only after cudaFuncSetAttribute, and no more than it said.
+  const std::size_t asked = dynamic_limits().of(reinterpret_cast<const void*>(kernel));
+  if (!valid_launch(grid, block, dynamic_bytes, std::max(asked, kStaticSharedLimit))) {
     record_error(cudaErrorInvalidConfiguration, "invalid configuration argument");
     return;
   }
@@ -209,7 +211,7 @@ template <typename... Parameters, typename... Arguments> void launch(const char*
     const auto& k = *static_cast<const Packed*>(p);
     std::apply(k.first, k.second);
   };
-  Block b(name, grid, block, dynamic_bytes, call, &packed);
+  Block b(name, grid, block, dynamic_bytes, asked ? kSharedLimit : kStaticSharedLimit, call, &packed);
   Crew crew(b);
   SplitMix random{config().seed};
   Block* const outer = std::exchange(current_block(), &b);

@@ -4,7 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <string>
+
+#define CUDART_VERSION 0  // no toolkit
 
 struct uint3 {
   unsigned x, y, z;
@@ -45,6 +49,29 @@ inline void record_error(cudaError_t code, std::string text) {
   if (last_error().code == cudaSuccess) last_error() = {code, std::move(text)};
 }
 
+// Dynamic shared memory that kernels were allowed beyond what every block has.
+class DynamicLimits {
+ public:
+  void set(const void* kernel, std::size_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    limits_[kernel] = bytes;
+  }
+  // 0 where nothing was asked for.
+  std::size_t of(const void* kernel) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto found = limits_.find(kernel);
+    return found == limits_.end() ? 0 : found->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<const void*, std::size_t> limits_;
+};
+inline DynamicLimits& dynamic_limits() {
+  static DynamicLimits limits;
+  return limits;
+}
+
 }  // namespace fokker::emu
 
 inline cudaError_t cudaPeekAtLastError() { return fokker::emu::last_error().code; }
@@ -59,7 +86,6 @@ inline const char* cudaGetErrorString(cudaError_t e) {
   const std::string& text = fokker::emu::last_error().text;
   return text.empty() ? "invalid argument" : text.c_str();
 }
-inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* id) { return *id = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int id) { return id == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 inline cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 0, cudaSuccess; }
@@ -68,8 +94,13 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) 
   *value = what == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(fokker::emu::kSharedLimit);
   return cudaSuccess;
 }
-template <typename K> inline cudaError_t cudaFuncSetAttribute(K*, cudaFuncAttribute, int bytes) {
-  return bytes >= 0 && std::size_t(bytes) <= fokker::emu::kSharedLimit ? cudaSuccess : cudaErrorInvalidValue;
+template <typename K> inline cudaError_t cudaFuncSetAttribute(K* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes < 0 || std::size_t(bytes) > fokker::emu::kSharedLimit) {
+    fokker::emu::record_error(cudaErrorInvalidValue, "invalid argument");
+    return cudaErrorInvalidValue;
+  }
+  fokker::emu::dynamic_limits().set(reinterpret_cast<const void*>(kernel), std::size_t(bytes));
+  return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, std::size_t bytes, cudaStream_t) {
   if (bytes) std::memset(p, value, bytes);

@@ -15,8 +15,9 @@ namespace fokker::emu {
 // bookkeeping orders nothing between CUDA threads and cannot hide a race from the thread sanitizer.
 class SharedMemory {
  public:
-  explicit SharedMemory(std::size_t dynamic_bytes)
-      : dynamic_bytes_(dynamic_bytes), arena_(new unsigned char[kArena + kAlign]) {
+  // `limit`: of static and dynamic arrays together.
+  SharedMemory(std::size_t dynamic_bytes, std::size_t limit)
+      : dynamic_bytes_(dynamic_bytes), limit_(limit), arena_(new unsigned char[kArena + kAlign]) {
     base_ = arena_.get() + (kAlign - reinterpret_cast<std::uintptr_t>(arena_.get()) % kAlign) % kAlign;
   }
   ~SharedMemory() { protect(base_, kArena, false); }
@@ -45,7 +46,7 @@ class SharedMemory {
       if (!seen && e.key.compare_exchange_strong(seen, key, std::memory_order_relaxed)) {
         const std::size_t total = static_bytes_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
         const std::size_t at = used_.fetch_add(padded(bytes), std::memory_order_relaxed);
-        const bool fits = total <= kStaticSharedLimit && total + dynamic_bytes_ <= kSharedLimit;
+        const bool fits = total <= kStaticSharedLimit && total + dynamic_bytes_ <= limit_;
         if (fits) protect(base_ + at, bytes, false);
         e.offset.store(fits ? static_cast<std::int64_t>(at) : kFull, std::memory_order_relaxed);
         seen = key;
@@ -77,7 +78,7 @@ class SharedMemory {
     std::atomic<const void*> key{nullptr};
     std::atomic<std::int64_t> offset{-1};
   };
-  std::size_t dynamic_bytes_;
+  std::size_t dynamic_bytes_, limit_;
   std::unique_ptr<unsigned char[]> arena_;
   unsigned char* base_;
   bool fresh_ = true;

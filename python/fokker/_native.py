@@ -41,14 +41,35 @@ def _share_thread_pool(module: ModuleType) -> bool:
     return False
 
 
+def _driver_version() -> int:
+    """The driver's CUDA version as 1000 major + 10 minor, 0 where NVML does not say."""
+    try:
+        nvml, version = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_int(0)
+        if nvml.nvmlInit_v2() == 0:
+            nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(version))
+            nvml.nvmlShutdown()
+        return version.value
+    except (OSError, AttributeError):
+        return 0
+
+
+def _why_no_gpu(module: ModuleType) -> str | None:
+    # By NVML alone (as torch counts devices): the CUDA runtime, once started, would not work in a forked child.
+    if not torch.cuda.device_count():
+        return "built, but there is no usable CUDA device or driver"
+    driver, built = _driver_version(), module.cuda_version
+    if driver and driver // 1000 < built // 1000:
+        return f"built with CUDA {built // 1000}, but the driver ends at CUDA {driver // 1000}.{driver % 1000 // 10}"
+    return None
+
+
 cpu = _load("_cpu")
 emu = _load("_emu")
 cuda = _load("_cuda")
 if cpu is not None:
     _share_thread_pool(cpu)
-if cuda is not None and not (torch.cuda.is_available() and cuda.device_count()):
-    _unavailable["_cuda"] = "built, but there is no usable CUDA device or driver"
-    cuda = None
+if cuda is not None and (reason := _why_no_gpu(cuda)) is not None:
+    _unavailable["_cuda"], cuda = reason, None
 
 
 def why_unavailable(backend: str) -> str:

@@ -191,7 +191,9 @@ def _resultant_kernel(module: Any) -> Kernel:
             x, weights = x.float(), None if weights is None else weights.float()
         n, d = x.shape
         out = torch.empty(d + 2, dtype=torch.float64, device=x.device)
-        partial = torch.empty(max(1, min(64, n // 64)), d + 2, dtype=torch.float64, device=x.device)
+        # rows whose number alone decides the bits: a GPU of a hundred multiprocessors wants many
+        most = 1024 if module.adjacent_queries else 64
+        partial = torch.empty(max(1, min(most, n // 64)), d + 2, dtype=torch.float64, device=x.device)
         module.resultant(x.contiguous(), None if weights is None else weights.contiguous(), partial, out)
         return out
 

@@ -238,6 +238,19 @@ void order_of_blocks(const std::string& order) {
         "blocks run in the order asked");
 }
 
+struct alignas(16) Four {
+  float v[4];
+};
+__global__ void copy_pack(const float* in, float* out) {
+  fokker::cuda::store_pack(out, fokker::cuda::load_pack<Four>(in));
+}
+__global__ void both_shared(char* out) {
+  FK_SHARED(char, fixed, 40 * 1024);
+  FK_DYNAMIC_SMEM(char, dynamic);
+  fixed[0] = dynamic[threadIdx.x] = 1;
+  out[threadIdx.x] = fixed[0] + dynamic[threadIdx.x];
+}
+
 void errors() {
   FK_LAUNCH((barrier_against_warp), 1, 32, 0, nullptr);
   expect_error("a barrier against a warp collective", "deadlock");
@@ -251,13 +264,41 @@ void errors() {
   expect_error("two collectives under one mask", "other lanes of the mask are at");
   char sink[32];
   FK_LAUNCH((too_much_shared), 1, 32, 0, nullptr, sink);
-  expect_error("static shared memory above its limit", "static shared memory");
+  expect_error("static shared memory above its limit", "shared memory beyond");
   FK_LAUNCH((block_order), 1, 2048, 0, nullptr, nullptr);
   expect_error("a block of 2048 threads", "invalid configuration");
   FK_LAUNCH((block_order), dim3(1, 70000), 32, 0, nullptr, nullptr);
   expect_error("a grid 70000 high", "invalid configuration");
   FK_LAUNCH((block_order), 1, 32, 300 * 1024, nullptr, nullptr);
   expect_error("300 KiB of dynamic shared memory", "invalid configuration");
+  const auto allow = [](auto* kernel, int bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess;
+  };
+  int counts[2] = {0, 0};
+  FK_LAUNCH((block_order), 1, 1, 100 * 1024, nullptr, counts);
+  expect_error("100 KiB of dynamic shared memory that nobody asked for", "invalid configuration");
+  check(allow(block_order, 64 * 1024), "64 KiB may be asked for");
+  FK_LAUNCH((block_order), 1, 1, 100 * 1024, nullptr, counts);
+  expect_error("more dynamic shared memory than asked for", "invalid configuration");
+  check(allow(block_order, 100 * 1024), "100 KiB may be asked for");
+  FK_LAUNCH((block_order), 1, 1, 100 * 1024, nullptr, counts);
+  check(launch_error().empty() && counts[1] == 1, "dynamic shared memory that was asked for");
+  check(!allow(block_order, 300 * 1024), "300 KiB may not be asked for");
+  expect_error("asking for 300 KiB", "invalid argument");
+  allow(block_order, 0);
+  FK_LAUNCH((both_shared), 1, 32, 16 * 1024, nullptr, sink);
+  expect_error("static and dynamic shared memory above what every block has", "shared memory beyond");
+  allow(both_shared, 16 * 1024);
+  FK_LAUNCH((both_shared), 1, 32, 16 * 1024, nullptr, sink);
+  check(launch_error().empty() && sink[31] == 2, "both kinds of shared memory, asked for");
+  allow(both_shared, 0);
+  alignas(16) float packs[12] = {};
+  FK_LAUNCH((copy_pack), 1, 1, 0, nullptr, packs, packs + 4);
+  check(launch_error().empty(), "an aligned pack");
+  FK_LAUNCH((copy_pack), 1, 1, 0, nullptr, packs + 1, packs + 4);
+  expect_error("a misaligned load", "misaligned address");
+  FK_LAUNCH((copy_pack), 1, 1, 0, nullptr, packs, packs + 6);
+  expect_error("a misaligned store", "misaligned address");
 }
 
 }  // namespace
