@@ -169,3 +169,15 @@ def test_what_is_not_there_says_so():
     x, y, h, bias = case(3, 5, 2, F64)
     with pytest.raises(fokker.BackendError, match="no Triton kernel for kernel='cosine'"):
         triton_sums(x, y, h, bias, kernel="cosine")
+
+
+@RUNS
+def test_without_tensor_cores(monkeypatch):
+    """As on devices that have no float64 products: values, scores and the float64 pass."""
+    from fokker.triton_kernels import kde as kernels
+
+    monkeypatch.setattr(kernels, "dot_precision", lambda wide: None)
+    for dtype in (F64, F32):
+        x, y, h, bias = case(5, 40, 11, dtype)
+        check(x, y, h, bias, torch.randn(1, 40, 3, dtype=dtype), share=5.0)
+        check(x, y, h, bias, outputs=EVERYTHING, share=5.0)

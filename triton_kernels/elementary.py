@@ -129,6 +129,20 @@ def horner(x, c: tl.constexpr):
 
 
 @triton.jit
+def matmul(a, b, PRECISION: tl.constexpr):
+    """a b by `tl.dot` in this input precision; None: without it, column by column."""
+    if PRECISION is not None:
+        return tl.dot(a, b, input_precision=PRECISION)
+    else:
+        lane = tl.arange(0, b.shape[1])[None, :]
+        found = tl.zeros([a.shape[0], b.shape[1]], a.dtype)
+        for k in range(0, b.shape[1]):
+            column = tl.sum(tl.where(lane == k, b, 0.0), 1)
+            found += tl.where(lane == k, tl.sum(a * column[None, :], 1)[:, None], 0.0)
+        return found
+
+
+@triton.jit
 def any_of(mask):
     """True (a scalar) if some lane is."""
     return tl.max(mask.to(tl.int32)) > 0

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .elementary import any_of, divide, log_normal, mad
+from .elementary import any_of, divide, log_normal, mad, matmul
 from .kde import INF, weight_of
-from .strided import launching
+from .strided import dot_precision, launching
 
 BK = 16
 QUERIES_A_PART, MOST_PROGRAMS = 8192, 2048  # of the moments
@@ -82,7 +82,7 @@ def joint_kernel(
         for j0 in range(0, min(d, r0 + BR) if TRIANGULAR else d, BK):
             j = j0 + tl.arange(0, BK).to(tl.int64)
             delta = differences(x, mean, i, j, n, d)
-            product += tl.dot(delta, transposed(root, j, r, d, d), input_precision=SPLIT)
+            product += matmul(delta, transposed(root, j, r, d, d), SPLIT)
         total += tl.sum(tl.where((r < d)[None, :], product * product, 0.0), 1)
     tl.store(joint + c * n + i, tl.load(bias + c) - 0.5 * total, mask=i < n)
 
@@ -157,7 +157,7 @@ def pull_kernel(
             j = j0 + tl.arange(0, BK).to(tl.int64)
             delta = differences(x, mean, i, j, n, d)
             scaled = tl.where((w == 0.0)[:, None], 0.0, w[:, None] * delta)
-            total += tl.dot(scaled, transposed(pull, j, r, d, rows), input_precision=SPLIT)
+            total += matmul(scaled, transposed(pull, j, r, d, rows), SPLIT)
         if OFFSET:
             total = mad(w[:, None], tl.load(offset + r, mask=r < rows, other=0.0)[None, :], total)
             offset += rows
@@ -196,9 +196,9 @@ def _stride(matrix: Tensor) -> int:
     return 0 if matrix.shape[0] == 1 else matrix[0].numel()
 
 
-def _products(x: Tensor, rows: int) -> dict[str, int | str]:
-    """How `tl.dot` takes products with matrices of so many rows."""
-    split = "bf16x6" if x.is_cuda and x.dtype is torch.float32 else "ieee"
+def _products(x: Tensor, rows: int) -> dict[str, int | str | None]:
+    """How products with matrices of so many rows are taken."""
+    split = dot_precision(x.dtype is torch.float64)
     return {"BR": min(64, max(16, triton.next_power_of_2(rows))), "BK": BK, "SPLIT": split}
 
 

@@ -65,8 +65,9 @@ def sums_kernel(
     """Forward: the mean of a channel's first tile, and the sums of deviations from it and of their squares; backward:
     the sums of du and du (x - mean). A tile has BM channels."""
     BP: tl.constexpr = BLOCK // BM
-    c = tl.program_id(1) * BM + tl.arange(0, BM)
-    b = tl.program_id(0).to(tl.int64)
+    parts = (channels + BM - 1) // BM
+    c = (tl.program_id(0) % parts) * BM + tl.arange(0, BM)
+    b = (tl.program_id(0) // parts).to(tl.int64)
     real = c < channels
     entry = b * channels + c
     base = (b * batch_stride + c.to(tl.int64) * channel_stride)[None, :]
@@ -112,8 +113,10 @@ def apply_kernel(
 ):  # fmt: skip
     """One tile: act(factor (x - mean) + addend), or the gradient in x."""
     BP: tl.constexpr = BLOCK // BM
-    c = tl.program_id(1) * BM + tl.arange(0, BM)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
+    parts = (channels + BM - 1) // BM
+    strip = tl.program_id(0) // tiles
+    c = (strip % parts) * BM + tl.arange(0, BM)
+    b = (strip // parts).to(tl.int64)
     i = (tl.program_id(0) % tiles) * BP + tl.arange(0, BP)
     real = c < channels
     entry = b * channels + c
@@ -183,7 +186,7 @@ def group_norm(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, 
     blocks = triton.cdiv(channels, columns)
     with launching(x):
         if std is None or residual is not None:
-            sums_kernel[(batch, blocks)](
+            sums_kernel[(batch * blocks,)](
                 x, x if residual is None else residual, kept, x, *sums, *sums, channels, positions, *strides,
                 SUM=residual is not None, BACKWARD=False, ACTIVATION=0, BLOCK=chosen.block, BM=columns,
                 **chosen.options,
@@ -202,7 +205,7 @@ def group_norm(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, 
     used = used.contiguous()
     tiles = triton.cdiv(positions, chosen.block // columns)
     with launching(x):
-        apply_kernel[(batch * tiles, blocks)](
+        apply_kernel[(batch * tiles * blocks,)](
             kept, x, x, put, used, factor, addend, used, used, used, channels, positions, tiles, *strides,
             BACKWARD=False, ABOVE=False, ACTIVATION=activation, BLOCK=chosen.block, BM=columns, **chosen.options,
         )  # fmt: skip
@@ -229,7 +232,7 @@ def group_norm_vjp(x: Tensor, grad: Tensor, to_sum: Tensor | None, *rest: Any) -
     first, second = (torch.empty((batch, channels), dtype=to, device=x.device) for _ in range(2))
     blocks, tiles = triton.cdiv(channels, columns), triton.cdiv(positions, chosen.block // columns)
     with launching(x):
-        sums_kernel[(batch, blocks)](
+        sums_kernel[(batch * blocks,)](
             x, x, x, grad, used, factor, addend, first, first, second, channels, positions, *strides,
             SUM=False, BACKWARD=True, ACTIVATION=activation, BLOCK=chosen.block, BM=columns, **chosen.options,
         )  # fmt: skip
@@ -247,7 +250,7 @@ def group_norm_vjp(x: Tensor, grad: Tensor, to_sum: Tensor | None, *rest: Any) -
         slope = offset = torch.zeros_like(a)
     pivot, slope, offset = (t.to(to).contiguous() for t in (pivot, slope, offset))
     with launching(x):
-        apply_kernel[(batch * tiles, blocks)](
+        apply_kernel[(batch * tiles * blocks,)](
             x, grad, x if to_sum is None else to_sum, put, used, factor, addend, pivot, slope, offset, channels,
             positions, tiles, *strides, BACKWARD=True, ABOVE=to_sum is not None, ACTIVATION=activation,
             BLOCK=chosen.block, BM=columns, **chosen.options,

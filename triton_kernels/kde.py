@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import configuration
-from .elementary import any_of, const, divide, exp, log_normal, mad, pick, square_root
+from .elementary import any_of, const, divide, exp, log_normal, mad, matmul, pick, square_root
 from .kde_pairs import pair
-from .strided import launching
+from .strided import dot_precision, launching
 
 INF = tl.constexpr(float("inf"))
 # What the values are.
@@ -91,7 +91,7 @@ def products(
         b = tl.where(columns[:, None], b - c[None, :], 0.0)
         x_norm += tl.sum(a * a, 1)
         y_norm += tl.sum(b * b, 1)
-        dot += tl.dot(a, tl.trans(b), input_precision=SPLIT)
+        dot += matmul(a, tl.trans(b), SPLIT)
     r = (x_norm[:, None] + y_norm[None, :]) - 2.0 * dot
     return tl.where(r < 0.0, 0.0, r), x_norm, y_norm
 
@@ -104,13 +104,14 @@ def kde_kernel(
     PRODUCT: tl.constexpr, DIRECT: tl.constexpr, MARK: tl.constexpr, AGAIN: tl.constexpr,
     BLOCK: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries against all data; program (query block, value chunk, batch)."""
+    """One block of queries against all data; program (batch and query block, value chunk)."""
     C: tl.constexpr = tl.float64 if WIDE else tl.float32
     ABSOLUTE: tl.constexpr = KERNEL == 1
     COMPACT: tl.constexpr = KERNEL >= 6
-    batch = tl.program_id(2).to(tl.int64)
+    blocks = (n + BLOCK - 1) // BLOCK
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
     chunk = tl.program_id(1)
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rows = i < n
     end = m
     if AGAIN:
@@ -139,7 +140,7 @@ def kde_kernel(
     x_norm = tl.zeros((BLOCK,), C)
     far = tl.zeros((1,), C)
     SHARES: tl.constexpr = SQUARE or (PRODUCT and MARK)  # how many data share a row's sum tells what errors average
-    PV: tl.constexpr = SPLIT if PRODUCT else "ieee"
+    PV: tl.constexpr = SPLIT if PRODUCT or SPLIT is None else "ieee"
 
     for j0 in range(0, end, BM):
         j = j0 + tl.arange(0, BM)
@@ -213,7 +214,7 @@ def kde_kernel(
                     part = tl.where(inside, part.to(tl.float64) - c[None, :], 0.0)
                     slopes += tl.sum(w, 1).to(tl.float64)
                 part = tl.where((part == INF) | (part == -INF), 0.0, part)
-                mean += tl.dot(w, part.to(C), input_precision=PV)
+                mean += matmul(w, part.to(C), PV)
 
     is_nan = total != total
     if FIXED:
@@ -327,7 +328,7 @@ def kde_sums(
         products = product and not again
         chosen = configuration("kde_products" if products else "kde", torch.float64 if wide else torch.float32)
         width = min(64, max(16, triton.next_power_of_2(dv)))
-        grid = (triton.cdiv(n, chosen.block), triton.cdiv(dv, width), batch)
+        grid = (batch * triton.cdiv(n, chosen.block), triton.cdiv(dv, width))
         kde_kernel[grid](
             x, data, x if values is None else values, centre, bandwidth, none_if[0], none_if[1], none_if[2], nu_at,
             log_sum, none_if[3], none_if[4], none_if[5], doubt, n, m, d, dv, 0 if exclude == least else exclude,
@@ -335,7 +336,7 @@ def kde_sums(
             WEIGHT=weight is not None, FIXED=shift is not None, EXCLUDE=exclude != least, SQUARE=square is not None,
             DELTA=delta is not None, PRODUCT=products, DIRECT=direct, MARK=marks and not again, AGAIN=again,
             BLOCK=chosen.block, BM=chosen.columns, BK=16, BV=width,
-            SPLIT="bf16x6" if x.is_cuda else "ieee", **chosen.options,
+            SPLIT=dot_precision(wide), **chosen.options,
         )  # fmt: skip
 
     with launching(x):

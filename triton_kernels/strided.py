@@ -1,5 +1,6 @@
 """How a kernel is launched over tensors that broadcast: up to four strided dimensions, none of them copied."""
 
+import os
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -56,6 +57,18 @@ def walk(*tensors: Tensor) -> tuple[torch.Size, list[Tensor], int, list[int]]:
 def launching(x: Tensor) -> AbstractContextManager[object]:
     """The tensor's device; on the CPU, where NumPy interprets, silence about infinities in unused lanes."""
     return torch.cuda.device(x.device) if x.is_cuda else np.errstate(all="ignore")
+
+
+def dot_precision(wide: bool) -> str | None:
+    """What `elementary.matmul` is given: float32 on a GPU is split into three bfloat16 terms, as accurate as itself.
+
+    Of float64 Triton has no products on the tensor cores of compute capability 8 that it can compile in every layout.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "ieee"
+    if not wide:
+        return "bf16x6"
+    return None if triton.runtime.driver.active.get_current_target().arch // 10 == 8 else "ieee"
 
 
 @triton.jit
