@@ -8,14 +8,15 @@
 # Results go to $OUT (default bench/results), folder <gpu>: <date>.json, the bench's measurements; <date>-check.json;
 # <date>.log, the output of all stages. Environment: PYTHON, OUT, WORK (build and install folder), BUDGET (seconds in
 # all, default 520).
-# Needs a Python with torch, numpy, pytest, scikit-build-core, pybind11, cmake and ninja, and nvcc. One GPU is used.
+# Needs a Python with torch, numpy, pytest, scikit-build-core, pybind11, cmake and ninja, and nvcc (on PATH or in
+# CUDA_HOME, /usr/local/cuda); pytest-xdist, where it is there, runs tests in parallel. One GPU is used.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-bench/results}
 BUDGET=${BUDGET:-520}
-ALL_STAGES=(build tests memcheck racecheck initcheck check bench)
+ALL_STAGES=(build check tests memcheck bench racecheck initcheck)
 DRY_RUN=0
 STAGES=()
 for argument in "$@"; do
@@ -47,6 +48,7 @@ else
 fi
 RESULTS=$( (cd "$OUT/$NAME" 2>/dev/null && pwd) || printf '%s' "$OUT/$NAME")
 DATE=$(date -u +%Y-%m-%d)
+export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 LOG=$RESULTS/$DATE.log
 SITE=$WORK/site
 export PYTHONPATH=$SITE PYTHONUNBUFFERED=1 CUDA_VISIBLE_DEVICES=0 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -56,38 +58,56 @@ export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$cores}
 # Every op once with its gradients, on small inputs: what the sanitizers watch.
 write_sanitizer_script() {
   cat >"$WORK/all_ops.py" <<'PY'
-"""Calls every op of the case table on the CUDA backend, with first and second derivatives, on small inputs."""
+"""Calls every op of the case table on the CUDA backend, with first and second derivatives, on small inputs.
+
+Stops after the seconds given as an argument, between two calls, and says how far it came.
+"""
+
+import sys
+import time
 
 import torch
 from fokker.cases import CASES
 
 import fokker
 
-cases = CASES.values() if isinstance(CASES, dict) else CASES
+end = time.monotonic() + float(sys.argv[1])
+
+
+def step(case, dtype, size):
+    args = case.make(size, dtype, torch.Generator().manual_seed(1))
+    args = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
+    case.call(*args)
+    if dtype not in (torch.float32, torch.float64) or not case.gradients:
+        return
+    leaves = [a.detach().requires_grad_() if i in case.gradients else a for i, a in enumerate(args)]
+    out = case.call(*leaves)
+    inputs = [leaves[i] for i in case.gradients]
+    twice = case.order > 1
+    grads = torch.autograd.grad(out.sum(), inputs, create_graph=twice, allow_unused=True)
+    grads = [g for g in grads if g is not None and g.requires_grad]
+    if twice and grads:
+        torch.autograd.grad(sum(g.sum() for g in grads), inputs, allow_unused=True)
+
+
+# One dtype and size of every op before the next: where time runs out, each op has been seen.
+plan = [
+    (case, dtype, size)
+    for size in (37, 300, 1)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for case in CASES.values()
+    if "cuda" in case.backends and dtype in case.tolerance
+]
+assert plan, "no op has the CUDA backend"
 calls = 0
 with fokker.use_backend("cuda"):
-    for case in cases:
-        if "cuda" not in case.backends:
-            continue
-        for dtype in case.tolerance:
-            for size in (1, 37, 300):
-                args = case.make(size, dtype, torch.Generator().manual_seed(1))
-                args = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
-                case.call(*args)
-                calls += 1
-                if dtype not in (torch.float32, torch.float64) or not case.gradients:
-                    continue
-                leaves = [a.detach().requires_grad_() if i in case.gradients else a for i, a in enumerate(args)]
-                out = case.call(*leaves)
-                inputs = [leaves[i] for i in case.gradients]
-                twice = case.order > 1
-                grads = torch.autograd.grad(out.sum(), inputs, create_graph=twice, allow_unused=True)
-                grads = [g for g in grads if g is not None and g.requires_grad]
-                if twice and grads:
-                    torch.autograd.grad(sum(g.sum() for g in grads), inputs, allow_unused=True)
+    for case, dtype, size in plan:
+        if time.monotonic() > end and calls:
+            break
+        step(case, dtype, size)
+        calls += 1
 torch.cuda.synchronize()
-assert calls > 0, "no op has the CUDA backend"
-print(f"{calls} calls")
+print(f"{calls} of {len(plan)} calls")
 PY
 }
 
@@ -98,23 +118,30 @@ stage_build() {
   "$PYTHON" -m fokker info &&
     "$PYTHON" -c 'import fokker, sys; why = fokker.available_backends()["cuda"]; print("cuda:", why); sys.exit(why != "ok")'
 }
-stage_tests() { "$PYTHON" -m pytest tests -q --maxfail=20 -p no:cacheprovider -m "not slow" --durations=10; }
-sanitizer() {
-  # No caching allocator: with it one allocation holds many tensors, and an overrun stays inside.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$@" --error-exitcode 9 "$PYTHON" "$WORK/all_ops.py"
+# What runs on the GPU: every op on it, in graphs and on streams first, then the families' own tests there.
+stage_tests() {
+  local workers=()
+  if "$PYTHON" -c 'import xdist' 2>/dev/null; then workers=(-n "$((cores > 8 ? 8 : cores))" --dist worksteal); fi
+  "$PYTHON" -m pytest tests/test_gpu.py tests/test_ops.py tests -q --maxfail=20 -p no:cacheprovider -m "not slow" \
+    -k "cuda or triton" --durations=10 "${workers[@]}"
 }
-stage_memcheck() { sanitizer memcheck --kernel-name kernel_substring=fokker; }
-stage_racecheck() { sanitizer racecheck --kernel-name kernel_substring=fokker; }
+sanitizer() {
+  # No caching allocator: with it one allocation holds many tensors, and an overrun stays inside. What is left of the
+  # stage after $1 seconds is for starting up and for the report.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "${@:2}" --error-exitcode 9 "$PYTHON" "$WORK/all_ops.py" "$1"
+}
+stage_memcheck() { sanitizer 25 memcheck --kernel-name kernel_substring=fokker; }
+stage_racecheck() { sanitizer 20 racecheck --kernel-name kernel_substring=fokker; }
 # All kernels: memory that torch's own kernels set is set.
-stage_initcheck() { sanitizer initcheck; }
+stage_initcheck() { sanitizer 15 initcheck; }
 stage_check() { "$PYTHON" -m fokker check --backend cuda --json "$RESULTS/$DATE-check.json"; }
 stage_bench() { "$PYTHON" -m fokker bench --json "$RESULTS/$DATE.json"; }
 
 # Seconds each stage may take; what an earlier one leaves does not carry over, so the sum stays below BUDGET.
 limit_of() {
   case $1 in
-    build) echo 150 ;; tests) echo 120 ;; memcheck) echo 50 ;; racecheck) echo 50 ;; initcheck) echo 40 ;;
-    check) echo 50 ;; bench) echo 60 ;;
+    build) echo 160 ;; tests) echo 120 ;; memcheck) echo 50 ;; racecheck) echo 45 ;; initcheck) echo 40 ;;
+    check) echo 45 ;; bench) echo 60 ;;
   esac
 }
 # Why a stage cannot run here; empty if it can.
@@ -128,7 +155,7 @@ missing_for() {
 
 # `timeout` runs a command, not a function: the stage runs in a shell that reads this file's functions.
 export -f sanitizer stage_build stage_tests stage_memcheck stage_racecheck stage_initcheck stage_check stage_bench
-export PYTHON WORK SITE CAPABILITY RESULTS DATE
+export PYTHON WORK SITE CAPABILITY RESULTS DATE cores
 
 status=0
 summary=()
