@@ -3,9 +3,27 @@
 import itertools
 import json
 import re
+import statistics
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+#: what rows are also timed beside, that nobody would use instead
+YARDSTICKS = re.compile("fokker|forward|copy|its |AVX|reference|torch.add|torch sum|torch.randn")
+
+
+def summary(families: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A row a family: the median and the range of the ratios to each opponent, and the targets met."""
+    lines = ["", "| family | opponent / fokker: median (least to most) | targets met |", "|---|---|---|"]
+    for family, rows in families.items():
+        ratios: dict[str, list[float]] = {}
+        for name, ratio in ((n, r) for row in rows for n, r in row["ratio"].items() if not YARDSTICKS.match(n)):
+            ratios.setdefault(name.partition(",")[0], []).append(ratio)
+        parts = [f"{n} {statistics.median(r):.1f} ({min(r):.1f} to {max(r):.1f})" for n, r in ratios.items()]
+        met = [ok for row in rows for ok in row["met"].values()]
+        if parts:
+            lines.append(f"| {family} | {', '.join(parts)} | {f'{sum(met)} of {len(met)}' if met else ''} |")
+    return lines
 
 
 def table(path: Path) -> str:
@@ -20,8 +38,9 @@ def table(path: Path) -> str:
         "the caches in the same run: more than 100 % is work in the caches), by products, or by exponentials and "
         "multiply-adds.",
     ]
-    for family, rows in itertools.groupby(result["rows"], key=lambda row: row["family"]):
-        rows = list(rows)
+    families = {f: list(r) for f, r in itertools.groupby(result["rows"], key=lambda row: row["family"])}
+    lines += summary(families)
+    for family, rows in families.items():
         met = [ok for row in rows for ok in row["met"].values()]
         count = f", {sum(met)} of {len(met)} targets met" if met else ""
         lines += [
