@@ -115,6 +115,19 @@ def test_halves_are_the_float32_result_rounded_once(backend):
                 assert torch.equal(got, want.to(dtype))
 
 
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")
+def test_results_past_the_cache():
+    """The CPU writes results from 16 MB on past the cache: the same bits as those of parts, and of misplaced rows."""
+    x = torch.randn(2050, 4096)
+    with fokker.use_backend("cpu"):
+        whole = denoiser.swiglu(x)
+        assert torch.equal(whole, torch.cat([denoiser.swiglu(t) for t in x.chunk(2)]))
+        misplaced = torch.empty(2050, 2049)[:, 1:]
+        assert torch.equal(whole, denoiser.swiglu(x, out=misplaced))
+        once = denoiser.geglu(x, gate_first=True)
+        assert torch.equal(once, torch.cat([denoiser.geglu(t, gate_first=True) for t in x.chunk(2)]))
+
+
 # ---- embeddings and preconditioning ----------------------------------------------------------------------------------
 def test_timestep_embedding_is_diffusers():
     embeddings = pytest.importorskip("diffusers.models.embeddings")

@@ -238,6 +238,46 @@ def test_bits_do_not_depend_on_the_batch(backend):
         assert torch.equal(a, torch.cat(b))
 
 
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_past_the_cache(dtype):
+    """The CPU writes results from 16 MB on past the cache: the same bits as those of parts, which it does not."""
+    shape = (8 * 4 // dtype.itemsize, 512, 1024)
+    x, h, above, grad = (normal(*shape, seed=s, dtype=dtype) for s in (1, 2, 3, 4))
+    parts = [normal(shape[0], shape[2], seed=s, dtype=dtype) for s in (5, 6, 7)]
+
+    def run(at):
+        leaves = [t[at].requires_grad_() for t in (x, h, *parts)]
+        found = denoiser.residual_gate_norm_modulate(*leaves)
+        alone = denoiser.layer_norm_modulate(x[at], *parts[1:]) if not at.start else None
+        return (*found, *torch.autograd.grad(found, leaves, (above[at], grad[at]))), alone
+
+    with fokker.use_backend("cpu"):
+        whole, alone = run(slice(0, shape[0]))
+        for at in (slice(0, 2), slice(2, shape[0] // 2)):
+            assert all(torch.equal(a[at], b) for a, b in zip(whole, run(at)[0], strict=True))
+        assert torch.equal(alone[:2], denoiser.layer_norm_modulate(x[:2], *(t[:2] for t in parts[1:])))
+
+
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")
+@pytest.mark.parametrize("width", [15, 16, 31, 96, 100])
+def test_halves_read_as_they_lie(width):
+    """Rows of one half-precision dtype are read in vectors, others copied first: the same bits, also NaN and inf."""
+    for dtype in (torch.bfloat16, torch.float16):
+        x, h, grad = (normal(2, 5, width, seed=s, dtype=dtype) for s in (1, 2, 3))
+        x[0, 0, 1], x[0, 1, 2], h[1, 4, 0], x[1, 3] = torch.inf, -torch.nan, torch.nan, 65504.0
+        parts = [normal(2, width, seed=s, dtype=dtype) for s in (5, 6, 7)]
+        found = []
+        for copied in (False, True):
+            a, b = (torch.stack((t, t), -1)[..., 0] if copied else t.clone() for t in (x, h))
+            leaves = [t.requires_grad_() for t in (a, b, *(p.clone() for p in parts))]
+            with fokker.use_backend("cpu"):
+                y = denoiser.residual_gate_norm_modulate(*leaves)
+                found.append((*y, *torch.autograd.grad(y, leaves, (grad, grad))))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_out(backend):
     device = device_of(backend)

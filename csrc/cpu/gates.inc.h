@@ -1,6 +1,6 @@
 // Gated activations, compiled once per instruction set: pieces of rows of the innermost dimension.
 #include "cpu/heads.h"
-#include "cpu/sde_operand.inc.h"
+#include "cpu/sde_tile.inc.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
@@ -40,12 +40,25 @@ inline void gate_backward(const T* gate, const T* value, const T* gate_bias, con
   }
 }
 
+// Numbers from the first cache to memory, past the others, while what gate and value hold behind them is asked for.
+template <typename T> inline void write_past(const T* from, T* to, int n, const T* gate, const T* value) {
+  constexpr int lanes = kLanesOf<T>, ahead = 8192 / static_cast<int>(sizeof(T));
+  int i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    __builtin_prefetch(gate + i + ahead);
+    if (value) __builtin_prefetch(value + i + ahead);
+    stream(to + i, load(from + i));
+  }
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 template <Activation A, bool kGated, bool kBias, typename T>
 void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
   GateBuffers<T> buffer;
   const int last = p.ndim - 1;
   const std::int64_t row = p.ndim ? p.shape[last] : 1;
   const bool native = p.dtype == (p.wide ? DType::f64 : DType::f32);
+  const bool large = p.n * std::int64_t(sizeof(T)) >= kGateStreamBytes;
   const auto stride = [&](GateSlot s) { return p.ndim ? p.slot(s).strides[last] : 1; };
   for (std::int64_t item = begin; item < end; ++item) {
     const std::int64_t from = item % pieces * kGatePiece, to = std::min(row, from + kGatePiece);
@@ -81,7 +94,10 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
           kBias && kGated ? read_bias(GateSlot::value_bias, i, n, buffer.value_bias) : nullptr;
       if (!p.backward) {
         T* const y = place(GateSlot::out, i, buffer.to_gate);
-        gate_forward<A, kGated, kBias>(gate, value, gate_bias, value_bias, y, n);
+        const bool past = large && y != buffer.to_gate && reinterpret_cast<std::uintptr_t>(y) % kVectorBytes == 0;
+        T* const made = past ? buffer.to_gate : y;
+        gate_forward<A, kGated, kBias>(gate, value, gate_bias, value_bias, made, n);
+        if (past) write_past(made, y, n, gate, value);
         give(GateSlot::out, i, n, y, buffer.to_gate);
       } else {
         const T* const grad = read(GateSlot::grad, i, n, buffer.grad);
@@ -93,6 +109,7 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
       }
     }
   }
+  if (large) finish_streams();
 }
 
 template <Activation A, typename T>

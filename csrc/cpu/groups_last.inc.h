@@ -7,93 +7,10 @@
 
 #include <memory>
 
-#include "cpu/groups_vector.inc.h"
+#include "cpu/groups_last_rows.inc.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
-
-constexpr std::int64_t kGroupBlock = 64;       // positions whose sums are kept in T
-constexpr std::int64_t kPivotPositions = 16;   // of the first of them the pivot of a chunk is the mean
-constexpr std::int64_t kBlockNumbers = 16384;  // of a block that is converted
-
-// Rows of a chunk, and where its sums are made.
-template <typename T> struct LastRows {
-  const GroupPlan& p;
-  const std::int64_t channels, block;  // block: positions that are read at a time
-  std::unique_ptr<T[]> held;
-  std::unique_ptr<double[]> held_sums;
-
-  explicit LastRows(const GroupPlan& plan)
-      : p(plan),
-        channels(plan.channels),
-        block(std::clamp<std::int64_t>(kBlockNumbers / plan.channels, 1, kGroupBlock)),
-        held(new T[static_cast<std::size_t>((3 + (native<T>(plan) ? 0 : 4 * block)) * channels)]),
-        held_sums(new double[static_cast<std::size_t>(2 * channels)]) {}
-  T* row(int k) { return held.get() + k * channels; }
-  T* buffer(int k) { return held.get() + (3 + k * block) * channels; }
-  double* sums(int k) { return held_sums.get() + k * channels; }
-
-  // Positions [i, i + n) of a tensor as rows `stride` apart.
-  const T* read(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k, std::int64_t& stride) {
-    T* const to = place(m, b, i, k, stride);
-    if (!native<T>(p))
-      rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
-        take_any(m.data, p.dtype, at, 1, static_cast<int>(count), to + done);
-      });
-    return to;
-  }
-  T* place(const GroupMap& m, std::int64_t b, std::int64_t i, int k, std::int64_t& stride) {
-    stride = native<T>(p) ? m.row_stride : channels;
-    return native<T>(p) ? static_cast<T*>(m.data) + m.row(b, i) : buffer(k);
-  }
-  void write(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k) {
-    if (native<T>(p)) return;
-    rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
-      give_any(buffer(k) + done, m.data, p.dtype, at, 1, static_cast<int>(count));
-    });
-  }
-  // f(offset, numbers, done) over n rows, at once where they lie side by side.
-  template <typename F> void rows(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, F&& f) {
-    if (m.row_stride == channels) return f(m.row(b, i), n * channels, 0);
-    for (std::int64_t r = 0; r < n; ++r) f(m.row(b, i + r), channels, r * channels);
-  }
-};
-
-// The coefficients of a sample: rows of numbers a channel.
-template <typename T> struct LastCoefficients {
-  T *mean, *factor, *addend, *pivot, *slope, *offset;
-  LastCoefficients(T* at, std::int64_t channels)
-      : mean(at), factor(at + channels), addend(at + 2 * channels), pivot(at + 3 * channels), slope(at + 4 * channels),
-        offset(at + 5 * channels) {}
-  void set(std::int64_t c, GroupChannel<T> v) const { mean[c] = v.mean, factor[c] = v.factor, addend[c] = v.addend; }
-};
-
-// to += of, in double.
-template <typename T> inline void add_row(double* to, const T* of, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) to[i] += static_cast<double>(of[i]);
-}
-
-// Sums over n rows of d = x - pivot and of its square, added to two rows.
-template <typename T> inline void add_deviations(const T* x, std::int64_t stride, std::int64_t n, const T* pivot, T* first,
-                                                 T* second, std::int64_t channels) {
-  std::int64_t r = 0;
-  for (; r + 4 <= n; r += 4) {
-    const T *const x0 = x + r * stride, *const x1 = x0 + stride, *const x2 = x1 + stride, *const x3 = x2 + stride;
-    each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
-      const Vec<T> k = lanes.load(pivot + c), d0 = lanes.load(x0 + c) - k, d1 = lanes.load(x1 + c) - k,
-                   d2 = lanes.load(x2 + c) - k, d3 = lanes.load(x3 + c) - k;
-      lanes.store(first + c, Vec<T>(lanes.load(first + c) + ((d0 + d1) + (d2 + d3))));
-      lanes.store(second + c, fma(d0, d0, fma(d1, d1, fma(d2, d2, fma(d3, d3, lanes.load(second + c))))));
-    });
-  }
-  for (; r < n; ++r)
-    each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
-      const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(pivot + c);
-      lanes.store(first + c, Vec<T>(lanes.load(first + c) + d));
-      lanes.store(second + c, fma(d, d, lanes.load(second + c)));
-    });
-}
 
 // Mean and sum of squares about it of each group over the positions [from, to) of sample b, into `found` (groups, 2).
 template <typename T>
@@ -188,6 +105,7 @@ inline void normalise_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from
     T* const y = rows.place(p.out, b, i, 2, out_stride);
     for (std::int64_t r = 0; r < n; ++r)
       each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
+        ask_ahead(x + r * stride + c);
         const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(by.mean + c);
         lanes.store(y + r * out_stride + c,
                     activated<A, T>(fma(d, lanes.load(by.factor + c), lanes.load(by.addend + c))));
@@ -226,6 +144,8 @@ template <Activation A, typename T> inline void chunk_sums(LastRows<T>& rows, st
         Vec<T> to_a = lanes.load(a + c), to_e = lanes.load(e + c);
 #pragma GCC unroll 2
         for (std::int64_t k = 0; k < count(); ++k) {
+          ask_ahead(x + (r + k) * stride + c);
+          ask_ahead(grad + (r + k) * grad_stride + c);
           const Vec<T> d = lanes.load(x + (r + k) * stride + c) - mean;
           const Vec<T> g = through<A, T>(fma(d, factor, addend), lanes.load(grad + (r + k) * grad_stride + c));
           to_a += g;
@@ -275,6 +195,8 @@ inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t 
     T* const out = rows.place(p.out, b, i, 2, out_stride);
     for (std::int64_t r = 0; r < n; ++r)
       each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
+        ask_ahead(x + r * stride + c);
+        ask_ahead(grad + r * grad_stride + c);
         const Vec<T> v = lanes.load(x + r * stride + c), factor = lanes.load(by.factor + c);
         const Vec<T> u = fma(Vec<T>(v - lanes.load(by.mean + c)), factor, lanes.load(by.addend + c));
         const Vec<T> du = through<A, T>(u, lanes.load(grad + r * grad_stride + c));

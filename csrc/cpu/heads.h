@@ -26,6 +26,7 @@ namespace fokker::cpu {
 constexpr std::int64_t kHeadGrain = 16384, kGateGrain = 16384;  // elements below which a second thread costs
 constexpr std::int64_t kHeadBlocks = 256;                       // partial sums, whatever the number of threads
 constexpr std::int64_t kGatePiece = 4096;                       // elements of a row
+constexpr std::int64_t kGateStreamBytes = std::int64_t(16) << 20;  // results from here on are written past the cache
 
 // The same bits whatever the number of threads.
 inline void heads(const HeadsPlan& p) {

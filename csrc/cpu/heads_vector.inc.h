@@ -1,0 +1,69 @@
+// Heads as padded segments of whole vectors: included by heads.inc.h.
+//
+// A head is one segment whose neighbours are pairs (interleaved), or two of dim / 2 whose elements are (half-split). A
+// segment is padded to whole vectors, with zeros.
+#pragma once
+
+#include "cpu/heads.h"
+#include "cpu/sde_operand.inc.h"
+
+namespace fokker::cpu::FK_ISA {
+namespace {
+
+constexpr int kPadded = kMaxHeadDim + 2 * kLanesOf<float>;
+
+// The first n lanes from memory, the others 0; and back.
+template <typename T> inline Vec<T> load_first(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  else return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+#else
+  Vec<T> v{};
+  for (int l = 0; l < n; ++l) v[l] = p[l];
+  return v;
+#endif
+}
+template <typename T> inline void store_first(T* p, Vec<T> v, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+  else _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+#else
+  for (int l = 0; l < n; ++l) p[l] = v[l];
+#endif
+}
+// (a, b) -> (b, a) in each pair of lanes.
+#if defined(__AVX512F__)
+inline VecF swapped(VecF v) { return _mm512_permute_ps(v, 0xb1); }
+inline VecD swapped(VecD v) { return _mm512_permute_pd(v, 0x55); }
+#elif defined(__AVX2__)
+inline VecF swapped(VecF v) { return _mm256_permute_ps(v, 0xb1); }
+inline VecD swapped(VecD v) { return _mm256_permute_pd(v, 0x5); }
+#else
+inline VecF swapped(VecF v) { return __builtin_shuffle(v, VecI32{1, 0, 3, 2}); }
+inline VecD swapped(VecD v) { return __builtin_shuffle(v, VecI64{1, 0}); }
+#endif
+
+template <typename T> struct Padded {
+  alignas(64) T v[kPadded];
+};
+
+// How a head lies in padded segments.
+template <typename T> struct Segments {
+  static constexpr int lanes = kLanesOf<T>;
+  int count, size, vectors, tail, stride;  // tail: lanes of the last vector; stride: elements from one to the next
+  explicit Segments(const HeadsPlan& p)
+      : count(p.interleaved ? 1 : 2), size(p.dim / count), vectors((size + lanes - 1) / lanes),
+        tail(size - (vectors - 1) * lanes), stride(vectors * lanes) {}
+  int at(int j) const { return j < size ? j : stride + j - size; }
+};
+
+// Asks for a head of the next token: rows of heads are too short for the hardware to foresee.
+template <bool kWritten> inline void ask_next(const HeadsPlan& p, const HeadTensor& t, std::int64_t at) {
+  if (t.element != 1) return;
+  const std::int64_t size = p.wide ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  const char* const next = static_cast<const char*>(t.data) + (at + t.token) * size;
+  for (std::int64_t i = 0; i < p.dim * size; i += 64) __builtin_prefetch(next + i, kWritten);
+}
+
+}  // namespace
+}  // namespace fokker::cpu::FK_ISA
