@@ -88,6 +88,28 @@ def test_float32_is_accurate_from_collapse_to_flat(backend, dim, offset):
         assert ((got - want).abs() <= 4e-7 * size + 2e-6).all(), (h, (got - want).abs().max())
 
 
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("kernel", ["epanechnikov", "linear", "cosine"])
+def test_float32_is_accurate_near_the_edge_of_a_support(backend, kernel, exclude_self):
+    """Where one datum, at almost the bandwidth, makes the sum, 1 - z is all rounding in float32."""
+    for dim, h in ((3, 0.52), (4, 0.6), (16, 4.0)):
+        y, x = cloud(150, dim, dtype=torch.float32), cloud(150, dim, 3, dtype=torch.float32)
+        x = y if exclude_self else x
+        outputs = ("log_prob", "score", "effective_sample_size")
+        found, want = (
+            kde.evaluate(*points, h, kernel=kernel, exclude_self=exclude_self, outputs=outputs)
+            for points in ((x, y), (x.double(), y.double()))
+        )
+        p, q = found["log_prob"].double(), want["log_prob"]
+        some = q > -math.inf
+        assert some.sum() > 30 and torch.equal(p > -math.inf, some)
+        assert ((p - q).abs()[some] <= 4e-7 * q[some].abs() + 2e-6).all()
+        torch.testing.assert_close(found["score"].double(), want["score"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            found["effective_sample_size"].double(), want["effective_sample_size"], rtol=1e-4, atol=0
+        )
+
+
 @pytest.mark.parametrize("dim", [2, 64, 784])
 def test_bound_holds_without_refinement(dim):
     y, x = cloud(200, dim).float(), cloud(50, dim, 1).float()

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/kde_pass.h"
@@ -72,6 +74,44 @@ void again(const KdeSums& call, const KdeScan& scan, const Bound<T>& bound, cons
   pass.run(queries.data(), static_cast<std::int64_t>(queries.size()));
 }
 
+// These queries with everything in double (all of them where pairs are left out by index).
+template <typename T> void again_in_double(const KdeSums& call, std::vector<std::int64_t> queries) {
+  if (call.exclude != INT64_MIN) {
+    queries.resize(static_cast<std::size_t>(call.n));
+    std::iota(queries.begin(), queries.end(), std::int64_t{0});
+  }
+  const std::size_t n = queries.size(), m = static_cast<std::size_t>(call.m), d = static_cast<std::size_t>(call.d);
+  const bool values = call.values && call.weighting != KdeSums::Values::none;
+  const bool given = call.v && call.weighting == KdeSums::Values::weight;
+  const std::size_t dv = given ? static_cast<std::size_t>(call.dv) : d;
+  const auto widened = [](const void* from, std::size_t count) {
+    return std::vector<double>(static_cast<const T*>(from), static_cast<const T*>(from) + count);
+  };
+  std::vector<double> x(n * d), h(n), log_sum(n), square(n), delta(n), means(values ? n * dv : 0);
+  const std::vector<double> y = widened(call.y, m * d), v = given ? widened(call.v, m * dv) : std::vector<double>();
+  const bool by_query = call.bandwidth_kind == KdeSums::Bandwidth::per_query;
+  for (std::size_t s = 0; s < n; ++s) {
+    const T* from = static_cast<const T*>(call.x) + queries[s] * call.d;
+    std::copy(from, from + d, x.data() + s * d);
+    if (by_query) h[s] = call.bandwidth[queries[s]];
+  }
+  KdeSums wide = call;
+  wide.n = static_cast<std::int64_t>(n), wide.x = x.data(), wide.y = y.data(), wide.v = given ? v.data() : nullptr;
+  if (by_query) wide.bandwidth = h.data();
+  wide.log_sum = log_sum.data();
+  wide.square = call.square ? square.data() : nullptr, wide.delta = call.delta ? delta.data() : nullptr;
+  wide.values = values ? means.data() : nullptr;
+  kde_sums<double>(wide);
+  for (std::size_t s = 0; s < n; ++s) {
+    const std::size_t i = static_cast<std::size_t>(queries[s]);
+    call.log_sum[i] = log_sum[s];
+    if (call.square) call.square[i] = square[s];
+    if (call.delta) call.delta[i] = delta[s];
+    for (std::size_t k = 0; k < (values ? dv : 0); ++k)
+      static_cast<T*>(call.values)[i * dv + k] = static_cast<T>(means[s * dv + k]);
+  }
+}
+
 }  // namespace
 
 template <typename T> void kde_sums(const KdeSums& given) {
@@ -97,7 +137,8 @@ template <typename T> void kde_sums(const KdeSums& given) {
     own.resize(static_cast<std::size_t>(call.n));
     out = own.data();
   };
-  if (bounded || check) provide(call.log_sum, log_sum);
+  const bool edges = sizeof(T) == 4 && call.highest && math::is_compact(call.kernel) && !call.shift && !scan.poisoned;
+  if (bounded || check || edges) provide(call.log_sum, log_sum);
   if (check && metric == Metric::product && !call.shift) provide(call.square, square);
   std::unique_ptr<KdeTiles<T>> tiles;
   if (should_prune<T>(call, scan, small)) tiles = std::make_unique<KdeTiles<T>>(call, scan);
@@ -105,7 +146,18 @@ template <typename T> void kde_sums(const KdeSums& given) {
   // Let go before data are packed in double.
   auto general = std::make_unique<KdePass<T, T>>(call, scan, metric, given.square != nullptr, false,
                                                  call.shift ? nullptr : tiles.get());
-  if (!small && !check) return general->run(all, call.n);
+  if (!small && !check) {
+    general->run(all, call.n);
+    if (!edges) return;
+    // 1 - q of a few data near the edge of the support is all rounding: where little is left, again.
+    general.reset();
+    const double least = scan.top_bias + std::log(0.3);
+    std::vector<std::int64_t> faint;
+    for (std::int64_t i = 0; i < call.n; ++i)
+      if (call.log_sum[i] < least && call.log_sum[i] > -kInfinity) faint.push_back(i);
+    if (!faint.empty()) again_in_double<T>(call, std::move(faint));
+    return;
+  }
 
   // A sample first: where most queries will be done again, all go there at once. (Pruned, the first time is cheap.)
   constexpr std::int64_t sample = 64;

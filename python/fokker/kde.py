@@ -25,7 +25,8 @@ and effective sample size 0. A NaN in a query touches its row, a NaN in the data
 zero or a negative number gives NaN there; a plain number that is not positive is a ValueError.
 
 Float32 with ``precision="highest"``: rows whose rounding bound (see `error_bound`) exceeds 4e-7 |log sum| + 2e-6 nats
-are summed again in float64; "high" leaves that out, and so, today, does "fast".
+are summed again in float64 (compact kernels: rows whose sum is below 0.3 of the largest weight, as near the edge of a
+support); "high" leaves that out, and so, today, does "fast".
 """
 
 from __future__ import annotations
