@@ -354,6 +354,25 @@ def test_compiled_models_are_known():
     assert torch.equal(compiled(x, c), want)
 
 
+def test_a_fallback_is_compiled_whole():
+    """Of a class that is allowed in graphs, as diffusers' blocks are: half-precision streams under autocast."""
+
+    @torch._dynamo.allow_in_graph
+    class Block(twins.DiTBlock):
+        pass
+
+    block, x, c = filled(Block(16, 2)), torch.randn(2, 5, 16).bfloat16(), torch.randn(2, 16).bfloat16()
+    assert "" in patch.apply(block).replaced
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        want = block(x, c)
+        assert torch.equal(compiled(x, c), want)
+    patch.remove(block)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(block(x, c), want)
+    assert not any(name in vars(block) for name in ("forward", "_fokker_plain"))
+
+
 @pytest.mark.slow
 def test_patched_block_compiles_whole():
     block, (x, c), _ = list(blocks())[1]

@@ -23,14 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from . import _patch_attention, _patch_blocks, _patch_norms  # noqa: F401  (they register their rules)
 from ._patch_forms import form_of, refused
-from ._patch_rules import RULES, class_name, foreign, is_ours
+from ._patch_rules import RULES, class_name, foreign, is_ours, put, take
 from ._patch_verify import Verification, compare
 
 __all__ = ["Report", "Verification", "applied", "apply", "remove", "verify"]
@@ -101,7 +100,7 @@ def apply(model: nn.Module) -> Report:
             report.kept[name] = "in a fused module" if inside and name else text
         else:
             report.replaced[name] = text
-            module.forward = partial(forward, module)
+            put(module, forward)
     return report
 
 
@@ -113,7 +112,7 @@ def remove(model: nn.Module) -> int:
     _check(model)
     ours = [m for m in model.modules() if is_ours(m)]
     for module in ours:
-        del module.forward
+        take(module)
     return len(ours)
 
 
@@ -158,14 +157,14 @@ def verify(model: nn.Module, *args: Any, gradients: bool = False, show: bool = T
 
 
 def _ours(model: nn.Module) -> dict[nn.Module, Any]:
-    return {m: m.forward for m in model.modules() if is_ours(m)}
+    return {m: m.forward.func for m in model.modules() if is_ours(m)}  # type: ignore[union-attr]
 
 
 def _restore(model: nn.Module, before: dict[nn.Module, Any]) -> None:
     """The model with the forwards of ours that it had before, and no others of ours."""
     remove(model)
     for module, forward in before.items():
-        module.forward = forward
+        put(module, forward)
 
 
 def _check(model: Any) -> None:
