@@ -318,6 +318,7 @@ C12, BC = torch.zeros(12), torch.zeros(2, 12)
         (ValueError, "eps must be positive", (X, 3), {"eps": -1e-5}),
         (ValueError, "eps must be positive", (X, 3), {"eps": float("nan")}),
         (ValueError, "activation must be 'silu', 'relu' or None", (X, 3), {"activation": "gelu"}),
+        (ValueError, "activation must be 'silu', 'relu' or None", (X, 3), {"activation": [None]}),
         (ValueError, r"weight must have shape \(channels,\)", (X, 3, BC), {}),
         (ValueError, "bias must have shape", (X, 3, C12, C12[:11]), {}),
         (ValueError, r"scale must have shape \(batch, channels\)", (X, 3, None, None, C12), {}),

@@ -279,6 +279,7 @@ TABLE = torch.ones(3, 4)
         (ValueError, "multiple of 2", lambda: denoiser.rope_table(3, 7)),
         (ValueError, "multiple of 4", lambda: denoiser.rope_table_2d((3, 3), 6)),
         (ValueError, "interpolation must be", lambda: denoiser.rope_table(3, 8, interpolation="cubic")),
+        (TypeError, "scale must be a number or one a coo", lambda: denoiser.rope_table_2d((3, 3), 8, scale=None)),
         (TypeError, "trained_length must be", lambda: denoiser.rope_table(3, 8, interpolation="yarn", scale=2.0)),
     ],
 )

@@ -66,7 +66,7 @@ def check_eps(eps: Any) -> float:
 
 
 def activation_number(activation: Any) -> int:
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         raise ValueError(f"activation must be 'silu', 'relu' or None, got {activation!r}")
     return ACTIVATIONS[activation]
 

@@ -154,7 +154,9 @@ def rope_table_2d(
     Source: Lu et al. 2024, FiT (arXiv 2402.12376) section 3.3, and the sources of `rope_table`.
     """
     theta, alpha, beta = _checked(dim, 4, theta, interpolation, alpha, beta, dtype)
-    pair = (scale, scale) if isinstance(scale, numbers.Real) else tuple(scale)
+    pair = (scale, scale) if isinstance(scale, numbers.Real) else scale
+    if not isinstance(pair, (tuple, list)):
+        raise TypeError(f"scale must be a number or one a coordinate, got {type(scale).__name__}")
     if len(pair) != 2:
         raise ValueError(f"scale must be a number or one a coordinate, got {len(pair)} numbers")
     scales = [max(_positive("scale", s), 1.0) for s in pair]
