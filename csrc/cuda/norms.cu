@@ -24,14 +24,14 @@ __device__ __forceinline__ Coefficients<T> coefficients_of(const NormPlan& p, bo
   Coefficients<T> to;
   if (p.branch) to.gate = gate_of<T>(p, packed, b, t, c);
   if (p.norm == Norm::none) return to;
-  const Eight<T> w = row_or<T>(p, packed, p.weight, c, T(1)), bias = row_or<T>(p, packed, p.bias, c, T(0));
   const Eight<T> scale = modulation<T>(p, packed, p.scale, b, t, c, T(1));
+  const Eight<T> bias = row_or<T>(p, packed, p.bias, c, T(0));
   to.addend = modulation<T>(p, packed, p.shift, b, t, c, T(0));
 #pragma unroll
-  for (int j = 0; j < kLotColumns; ++j) {
-    to.factor.v[j] = w.v[j] * scale.v[j];
-    to.addend.v[j] = math::mad(bias.v[j], scale.v[j], to.addend.v[j]);
-  }
+  for (int j = 0; j < kLotColumns; ++j) to.addend.v[j] = math::mad(bias.v[j], scale.v[j], to.addend.v[j]);
+  const Eight<T> w = row_or<T>(p, packed, p.weight, c, T(1));
+#pragma unroll
+  for (int j = 0; j < kLotColumns; ++j) to.factor.v[j] = w.v[j] * scale.v[j];
   return to;
 }
 template <typename T> __device__ __forceinline__ Eight<T> normed(const RowStatistics<T>& s, const Eight<T>& v,
@@ -55,8 +55,9 @@ template <typename T> __device__ __forceinline__ T sum_of(const Eight<T>& v) {
   return ((v.v[0] + v.v[1]) + (v.v[2] + v.v[3])) + ((v.v[4] + v.v[5]) + (v.v[6] + v.v[7]));
 }
 
-// Rows of K lots a thread, in registers; with one lot the coefficients of a sample are kept there too.
-template <typename T, int K> __global__ void __launch_bounds__(kNormThreads<T>, 1)
+// Rows of K lots a thread, in registers; with one lot the coefficients of a sample are kept there too, in the 64 registers
+// that let two blocks share a multiprocessor.
+template <typename T, int K> __global__ void __launch_bounds__(kNormThreads<T>, K == 1 && sizeof(T) == 4 ? 2 : 1)
     norm_forward_kernel(const __grid_constant__ NormPlan p, bool packed, int rows) {
   const std::int64_t blocks = (p.tokens + rows - 1) / rows, b = blockIdx.x / blocks, from = blockIdx.x % blocks * rows;
   const std::int64_t to = from + rows < p.tokens ? from + rows : p.tokens;
@@ -125,7 +126,7 @@ template <typename T> void launch(const NormPlan& p, cudaStream_t stream) {
   constexpr std::int64_t held = kNormThreads<T> * kLotColumns;  // columns of a lot a thread
   const NormWalk w = norm_walk<T>(p, p.columns <= held ? 1 : kLots);
   const int rows = p.columns <= held && p.batch * p.tokens >= kManyRows ? kRows : 1;
-  const unsigned blocks = all_blocks(p.batch * ((p.tokens + rows - 1) / rows));
+  const auto blocks = static_cast<unsigned>(p.batch * ((p.tokens + rows - 1) / rows));
   if (p.columns <= held) FK_LAUNCH((norm_forward_kernel<T, 1>), blocks, w.threads, 0, stream, p, w.packed, rows);
   else if (p.columns <= kLots * held)
     FK_LAUNCH((norm_forward_kernel<T, kLots>), blocks, w.threads, 0, stream, p, w.packed, rows);
