@@ -82,9 +82,9 @@ def test_layouts_give_the_same_bits(backend):
             assert all(torch.allclose(y, w, rtol=2e-6, atol=2e-6) for y, w in zip(found, plain, strict=True)), name
 
 
-def gradients(q, k, rest, grads):
+def gradients(q, k, rest, grads, **settings):
     leaves = [t.detach().requires_grad_() for t in (q, k, *rest[:4])]
-    return torch.autograd.grad(call(*leaves, *rest[4:]), leaves, grads)
+    return torch.autograd.grad(call(*leaves, *rest[4:], **settings), leaves, grads)
 
 
 @pytest.mark.parametrize("backend", NATIVE)
@@ -94,7 +94,11 @@ def test_halves_are_the_float32_result_rounded_once(backend):
         with fokker.use_backend(backend):
             got = call(*args, interleaved=interleaved)
             want = call(*(a.float() for a in args), interleaved=interleaved)
-        for y, w in zip(got, want, strict=True):
+            upstream = [torch.randn_like(t) for t in args[:2]]
+            found = gradients(*args[:2], args[2:], upstream, interleaved=interleaved)
+            wide = [a.float() for a in args]
+            single = gradients(*wide[:2], wide[2:], [g.float() for g in upstream], interleaved=interleaved)
+        for y, w in zip((*got, *found), (*want, *single), strict=True):
             assert torch.equal(y, w.to(dtype))
 
 

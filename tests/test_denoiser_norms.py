@@ -116,7 +116,10 @@ def test_float32_gradients(backend):
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_halves_are_rounded_once(dtype, backend):
-    """Ours: the rounded float32 result, no more than 1.02 single roundings; torch's eager layers are further off."""
+    """Ours: the rounded float32 result, no more than 1.02 single roundings; torch's eager layers are further off.
+
+    Gradients likewise.
+    """
     shape = (2, 4, 96) if backend == "emu" else (4, 32, 1152)
     device = device_of(backend)
     x, h = (normal(*shape, seed=s, dtype=dtype, device=device) for s in (1, 2))
@@ -124,7 +127,13 @@ def test_halves_are_rounded_once(dtype, backend):
     with fokker.use_backend(backend):
         mine = denoiser.residual_gate_norm_modulate(x, h, gate, shift, scale)
         single = denoiser.residual_gate_norm_modulate(*(t.float() for t in (x, h, gate, shift, scale)))
-    assert all(torch.equal(a, b.to(dtype)) for a, b in zip(mine, single, strict=True))
+        grads = []
+        for of in ((x, h, gate, shift, scale), [t.float() for t in (x, h, gate, shift, scale)]):
+            leaves = [t.detach().requires_grad_() for t in of]
+            found = denoiser.residual_gate_norm_modulate(*leaves)
+            grads.append(torch.autograd.grad(found, leaves, [t.to(of[0].dtype) for t in (h, x)]))
+    for halves, floats in ((mine, single), grads):
+        assert all(torch.equal(a, b.to(dtype)) for a, b in zip(halves, floats, strict=True))
     summed = x + gate[:, None] * h
     eager = summed, F.layer_norm(summed, shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
     wide = [t.double() for t in (x, h, gate[:, None], shift[:, None], scale[:, None])]
