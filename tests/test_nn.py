@@ -213,6 +213,18 @@ def test_deferred_sums_are_the_same():
     assert error(got, want) < 1e-6
 
 
+def test_blocks_can_be_computed_again_for_the_gradient():
+    wrapper = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    ours, twin, arguments = dit(torch.float32)
+    _, ours = randomised(twin, ours, torch.float32)
+    want, want_grads = run(ours, arguments)
+    state = list(ours.state_dict())
+    wrapper.apply_activation_checkpointing(ours, check_fn=lambda m: isinstance(m, nn.DiTBlock))
+    got, got_grads = run(ours, arguments)
+    assert torch.equal(got, want) and list(ours.state_dict()) == state
+    assert all(torch.equal(a, b) for a, b in zip(got_grads.values(), want_grads.values(), strict=True))
+
+
 def test_autocast_keeps_the_stream():
     block = small_block()
     x, c = torch.randn(2, 5, DIM), torch.randn(2, DIM)

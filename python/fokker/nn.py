@@ -7,8 +7,8 @@ r"""Modules of diffusion models whose elementwise parts are `fokker.denoiser`'s:
 Parameters carry the names of published checkpoints: `DiT` those of facebookresearch/DiT (Peebles and Xie 2023), `FiT`
 those of whlzy/FiT (Lu et al. 2024, Wang et al. 2024), `UNet` and `EDMPrecond` those of NVlabs/edm (Karras et al. 2022;
 ADM, DDPM++ and NCSN++), the adaptive norms those of diffusers. Matrix products, convolutions and attention are torch's.
-Under autocast a block keeps the dtype of its input, as torch's own promotion does. For a model that exists, see
-`fokker.patch`.
+Under autocast a block keeps the dtype of its input, as torch's own promotion does. For less memory in training wrap the
+blocks by torch's ``apply_activation_checkpointing``. For a model that exists, see `fokker.patch`.
 """
 
 from ._nn_blocks import DiTBlock, FiTBlock
