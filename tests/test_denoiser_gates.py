@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import fokker
 from fokker import denoiser
+from fokker.reference import denoiser_heads as reference
 
 NATIVE = [b for b in BACKENDS if b in ("cpu", "cuda", "emu")]
 HALVES = (torch.float16, torch.bfloat16)
@@ -159,11 +160,65 @@ def test_fourier_features():
     t, f, phase = torch.rand(3), 16 * torch.randn(5), torch.rand(5)
     turns = 2 * math.pi * t.double()[:, None] * f.double()
     got = denoiser.fourier_embedding(t, f)
-    assert torch.equal(got, torch.cat((turns.cos(), turns.sin()), -1).float())
+    torch.testing.assert_close(got.double(), torch.cat((turns.cos(), turns.sin()), -1), rtol=0, atol=1e-7)
     assert torch.equal(denoiser.fourier_embedding(t, f, flip_sin_to_cos=False), got.roll(5, -1))
     many = denoiser.mp_fourier(t, torch.randn(20000), torch.rand(20000))
     assert bool(((many.square().mean(-1) - 1).abs() < 0.03).all())  # sd of the mean of 2 cos^2: 0.005; six of those
     assert denoiser.mp_fourier(t, f, phase).shape == (3, 5)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_embeddings_by_the_kernel_are_those_of_torch(backend, dtype):
+    """Phases of thousands of turns, odd widths, counts beside a vector's; the composed ops carry a gradient."""
+    device = device_of(backend)
+    t = (2e4 * torch.rand(3, 2, dtype=torch.float64) - 1e4).to(device)
+    leaf = t.clone().requires_grad_()
+    f, phase = (torch.randn(37, dtype=torch.float64).to(device) for _ in range(2))
+    calls = (
+        lambda t, dtype: denoiser.timestep_embedding(t, 67, scale=3.0, dtype=dtype),
+        lambda t, dtype: denoiser.timestep_embedding(t, 2, flip_sin_to_cos=False, dtype=dtype),
+        lambda t, dtype: denoiser.fourier_embedding(t, f, flip_sin_to_cos=False, dtype=dtype),
+        lambda t, dtype: denoiser.mp_fourier(t, f, phase, dtype=dtype),
+    )
+    bound = {torch.float64: 4e-10, torch.float32: 1.5e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    with fokker.use_backend(backend):
+        for call in calls:
+            got, want = call(t, dtype), call(leaf, torch.float64).detach()
+            assert got.dtype is dtype and got.shape == want.shape
+            assert float((got.double() - want).abs().max()) <= 1.5 * bound
+    assert denoiser.timestep_embedding(t[:0], 6).shape == (0, 2, 6)
+    assert denoiser.timestep_embedding(torch.tensor(3.0), 6).shape == (6,)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_pixel_norm_and_its_gradient(backend, dtype):
+    bound = {torch.float64: 1e-14, torch.float32: 4e-7, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    g = torch.Generator().manual_seed(3)
+    for shape, dim, layout in (
+        ((2, 70, 3, 5), 1, torch.contiguous_format),
+        ((2, 33, 17, 19), 1, torch.channels_last),
+        ((3, 1100), 1, torch.contiguous_format),
+        ((4, 5, 6), -1, torch.contiguous_format),
+        ((7, 300), 0, torch.contiguous_format),
+        ((0, 5, 2), 1, torch.contiguous_format),
+    ):
+        x, grad = (torch.randn(shape, generator=g).to(device_of(backend), dtype) for _ in range(2))
+        x = x.contiguous(memory_format=layout).requires_grad_()
+        wide = x.detach().double().requires_grad_()
+        with fokker.use_backend(backend):
+            y = denoiser.pixel_norm(x, dim)
+            (got,) = torch.autograd.grad(y, x, grad)
+        want = reference.pixel_norm(wide, dim, 1e-4)
+        (expected,) = torch.autograd.grad(want, wide, grad.double())
+        assert y.stride() == x.stride() and y.dtype is got.dtype is dtype
+        for a, e in ((y, want), (got, expected)):
+            torch.testing.assert_close(a.double(), e, rtol=bound, atol=bound)
+    strided = torch.randn(3, 8, 5)[:, ::2]
+    torch.testing.assert_close(denoiser.pixel_norm(strided), denoiser.pixel_norm(strided.contiguous()), rtol=0, atol=0)
+    zero = torch.zeros(1, 3, 2, requires_grad=True)
+    assert torch.equal(torch.autograd.grad(denoiser.pixel_norm(zero, eps=0.5).sum(), zero)[0], 2 + zero)
 
 
 @pytest.mark.parametrize("form", ["edm", "vp", "ve"])

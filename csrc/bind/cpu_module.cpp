@@ -8,7 +8,9 @@
 #include "bind/norm_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
+#include "bind/pixel_ops.h"
 #include "bind/sde_ops.h"
+#include "bind/wave_ops.h"
 #include "cpu/backend.h"
 #include "cpu/groups.h"
 #include "cpu/distance.h"
@@ -18,7 +20,9 @@
 #include "cpu/limits.h"
 #include "cpu/norms.h"
 #include "cpu/particles.h"
+#include "cpu/pixels.h"
 #include "cpu/sde.h"
+#include "cpu/waves.h"
 
 namespace {
 
@@ -94,6 +98,8 @@ struct Cpu {
   static std::int64_t heads_blocks(std::int64_t) { return 0; }
   static void heads(const fokker::HeadsPlan& p, Guard&) { cpu::heads(p); }
   static void gates(const fokker::GatePlan& p, Guard&) { cpu::gates(p); }
+  static void pixels(const fokker::PixelsPlan& p, Guard&) { cpu::pixels(p); }
+  static void waves(const fokker::WavesPlan& p, Guard&) { cpu::waves(p); }
   static void resample(const fokker::ResamplePlan& p, Guard&) { cpu::resample(p); }
   static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }
   static constexpr int norm_token_block = 0;
@@ -112,6 +118,8 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_heads_ops<Cpu>(m);
   fokker::bind::bind_kde_ops<Cpu>(m);
   fokker::bind::bind_sde_ops<Cpu>(m);
+  fokker::bind::bind_wave_ops<Cpu>(m);
+  fokker::bind::bind_pixel_ops<Cpu>(m);
   fokker::bind::bind_loss_ops<Cpu>(m);
   fokker::bind::bind_particle_ops<Cpu>(m);
   fokker::bind::bind_norm_ops<Cpu>(m);

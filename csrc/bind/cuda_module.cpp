@@ -8,7 +8,9 @@
 #include "bind/norm_ops.h"
 #include "bind/ops.h"
 #include "bind/particle_ops.h"
+#include "bind/pixel_ops.h"
 #include "bind/sde_ops.h"
+#include "bind/wave_ops.h"
 #include "cuda/distance.h"
 #include "cuda/gaussian.h"
 #include "cuda/groups.h"
@@ -16,7 +18,9 @@
 #include "cuda/kernels.h"
 #include "cuda/norms.h"
 #include "cuda/particles.h"
+#include "cuda/pixels.h"
 #include "cuda/sde_launch.h"
+#include "cuda/waves.h"
 
 namespace {
 
@@ -106,9 +110,14 @@ struct Cuda {
     else if (p.task == fokker::SdeTask::gram) cuda::sde_gram(p, g.stream);
     else cuda::losses(p, g.stream);
   }
+  template <typename T> static void rescale(T* x, std::int64_t n, const T* factor, Guard& g) {
+    cuda::rescale(x, n, factor, g.stream);
+  }
   static std::int64_t heads_blocks(std::int64_t rows) { return cuda::heads_blocks(rows); }
   static void heads(const fokker::HeadsPlan& p, Guard& g) { cuda::heads(p, g.stream); }
   static void gates(const fokker::GatePlan& p, Guard& g) { cuda::gates(p, g.stream); }
+  static void pixels(const fokker::PixelsPlan& p, Guard& g) { cuda::pixels(p, g.stream); }
+  static void waves(const fokker::WavesPlan& p, Guard& g) { cuda::waves(p, g.stream); }
   static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }
   static std::int64_t group_work(const fokker::GroupPlan& p) { return cuda::group_work(p); }
@@ -129,7 +138,10 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_heads_ops<Cuda>(m);
   fokker::bind::bind_kde_ops<Cuda>(m);
   fokker::bind::bind_sde_ops<Cuda>(m);
+  fokker::bind::bind_wave_ops<Cuda>(m);
+  fokker::bind::bind_pixel_ops<Cuda>(m);
   fokker::bind::bind_loss_ops<Cuda>(m);
+  m.def("loss_rescale", &fokker::bind::loss_rescale<Cuda>, pybind11::arg("x"), pybind11::arg("factor"));
   fokker::bind::bind_particle_ops<Cuda>(m);
   fokker::bind::bind_group_ops<Cuda>(m);
   fokker::bind::bind_norm_ops<Cuda>(m);

@@ -19,10 +19,14 @@ void place_loss_coefficients(AffinePlan& p, const TensorView& x, const TensorVie
   p.coefficient_stride = c.shape[0] == 1 ? 0 : rows * columns;
 }
 
-// out (batch, 1, rows of coefficients): <p, p>, <p, q>, sum |d|.
+// sums (batch, 1, rows of coefficients): <p, p>, <p, q>, sum |d|. With weights g (batch or 1, 2) also gradients of
+// g_0 <p, p> + g_1 <p, q> in those vectors that have a tensor in `grads`; where the floor is positive, over
+// max(sum |d| / elements, floor).
 template <typename Backend> void loss_forms(const Tensors& vectors, const TensorView& coefficients,
-                                            const TensorView& out, const Optional& partial) {
+                                            const TensorView& sums, const Optional& partial, const Optional& weights,
+                                            double floor, const OptionalTensors& grads) {
   check_count(vectors.size(), 1, kMaxFormVectors, "vectors");
+  if (!grads.empty()) check_count(grads.size(), vectors.size(), vectors.size(), "grads");
   AffinePlan p;
   SdeOperands operands;
   p.task = SdeTask::forms;
@@ -33,14 +37,33 @@ template <typename Backend> void loss_forms(const Tensors& vectors, const Tensor
   p.results = coefficients.ndim == 3 ? static_cast<int>(coefficients.shape[1]) : 0;
   if (p.results < 1 || p.results > 3) raise<ValueError>("coefficients must have 1 to 3 rows, got ", p.results);
   place_loss_coefficients<Backend>(p, x, coefficients, p.results, p.vectors);
-  place_sums<Backend>(p, x, out, "out", 1, p.results);
+  place_sums<Backend>(p, x, sums, "sums", 1, p.results);
+  int wanted = 0;
+  for (std::size_t k = 0; k < grads.size(); ++k)
+    if (grads[k]) {
+      operands.add<Backend>(p.out[k], *grads[k], "grads");
+      check_written(*grads[k], "grads");
+      ++wanted;
+    }
+  if (bool(weights) != (wanted > 0)) raise<ValueError>("weights and grads must be given together");
+  if (weights) {
+    if (p.results == 1 && wanted > 1) raise<ValueError>("one form has one gradient, got ", wanted, " in grads");
+    if (floor > 0 && p.results < 3) raise<ValueError>("a floor wants three rows of coefficients");
+    check_device(*weights, "weights", Backend::device);
+    check_dtype(*weights, "weights", DType::f64);
+    check_contiguous(*weights, "weights");
+    if (weights->ndim != 2 || (weights->shape[0] != 1 && weights->shape[0] != x.shape[0]) || weights->shape[1] != 2)
+      raise<ValueError>("weights ", shape_of(*weights), " must have shape (1 or ", x.shape[0], ", 2)");
+    p.weights = weights->ptr<double>();
+    p.weight_stride = weights->shape[0] == 1 ? 0 : 2;
+    p.floor = floor;
+  }
   launch<Backend>(p, operands, partial);
 }
 
-// vectors: s, x, x0; columns of coefficients: a, c, g. Either sums (batch, 1, 1) or out of x's shape.
-template <typename Backend>
-void loss_lognormal(const Tensors& vectors, const TensorView& coefficients, bool multiplied, const Optional& sums,
-                    const Optional& out, const Optional& partial) {
+// vectors: s, x, x0; columns of coefficients: a, c, g. sums (batch, 1, 1), out of x's shape, or both.
+template <typename Backend> void loss_lognormal(const Tensors& vectors, const TensorView& coefficients, bool multiplied,
+                                                const Optional& sums, const Optional& out, const Optional& partial) {
   check_count(vectors.size(), 3, 3, "vectors");
   AffinePlan p;
   SdeOperands operands;
@@ -56,15 +79,29 @@ void loss_lognormal(const Tensors& vectors, const TensorView& coefficients, bool
   }
   place_loss_coefficients<Backend>(p, x, coefficients, 1, 3);
   place_sums<Backend>(p, x, sums, "sums", 1, 1);
-  if (bool(sums) == bool(out)) raise<ValueError>("either sums or out must be given");
+  if (!sums && !out) raise<ValueError>("sums or out must be given");
   launch<Backend>(p, operands, partial);
+}
+
+// x *= factor in place, the factor read on the device; x dense, in any order of its dimensions.
+template <typename Backend> void loss_rescale(const TensorView& x, const TensorView& factor) {
+  check_device(x, "x", Backend::device);
+  check_device(factor, "factor", Backend::device);
+  if (factor.numel() != 1) raise<ValueError>("factor must have one entry, got ", shape_of(factor));
+  if (x.dtype != DType::f32 && x.dtype != DType::f64) raise<TypeError>("x must have dtype float32 or float64");
+  check_dtype(factor, "factor", x.dtype);
+  if (x.numel() == 0) return;
+  typename Backend::Guard guard(x);
+  if (x.dtype == DType::f64) Backend::rescale(x.ptr<double>(), x.numel(), factor.ptr<double>(), guard);
+  else Backend::rescale(x.ptr<float>(), x.numel(), factor.ptr<float>(), guard);
 }
 
 template <typename Backend> void bind_loss_ops(py::module_& m) {
   using py::arg;
-  m.def("loss_forms", &loss_forms<Backend>, arg("vectors"), arg("coefficients"), arg("out"), arg("partial"));
-  m.def("loss_lognormal", &loss_lognormal<Backend>, arg("vectors"), arg("coefficients"), arg("multiplied"),
-        arg("sums"), arg("out"), arg("partial"));
+  m.def("loss_forms", &loss_forms<Backend>, arg("vectors"), arg("coefficients"), arg("sums"), arg("partial"),
+        arg("weights") = py::none(), arg("floor") = 0.0, arg("grads") = py::list());
+  m.def("loss_lognormal", &loss_lognormal<Backend>, arg("vectors"), arg("coefficients"), arg("multiplied"), arg("sums"),
+        arg("out"), arg("partial"));
 }
 
 }  // namespace fokker::bind

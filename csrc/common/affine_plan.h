@@ -26,9 +26,10 @@ enum class SdeTask : int { step, vjp, gram, forms, lognormal };
 //   step  out[r] = sum of in[] and noise by the coefficients of result r; sums: inner products of [y - x, m, z]
 //   vjp   out[k] = gradient in in[k] (null: not wanted) from grad[r]; sums: gradients in the coefficients (R, C)
 //   gram  sums: inner products of in[] and the noise
-//   forms sums: of `results` linear forms p, q, d of in[]: <p, p>, <p, q>, sum |d|; coefficients in double
+//   forms sums: of `results` linear forms p, q, d of in[]: <p, p>, <p, q>, sum |d|; coefficients in double; with
+//         weights g also out[k] = the gradient of g_0 <p, p> + g_1 <p, q> in in[k] (null: not wanted)
 //   lognormal  residual r = a x s + log(x / x0) + c of in[] = s, x, x0 (without the x where not `multiplied`), its
-//         coefficients a, c, g in double; sums: <r, r>; or out[0] = 2 g a x r, the gradient in s
+//         coefficients a, c, g in double; sums: <r, r>; out[0] = 2 g a x r, the gradient in s; either, or both
 struct AffinePlan {
   SdeTask task = SdeTask::step;
   int vectors = 0, results = 1, columns = 0;  // vectors: x and the terms
@@ -54,6 +55,10 @@ struct AffinePlan {
   std::int64_t first_id = 0, element_offset = 0;
   std::uint64_t seed = 0;
   std::uint32_t step = 0, stream = 0;
+  // Of a loss's gradients, (batch or 1, 2) in double; over max(sum |d| / elements, floor) where the floor is positive.
+  const double* weights = nullptr;
+  std::int64_t weight_stride = 0;
+  double floor = 0;
   double* sums = nullptr;  // results of the reductions, `sum_count()` a sample (inner products: the full square)
   double* partial = nullptr;
 
@@ -88,6 +93,18 @@ struct AffinePlan {
   // The coefficients of a loss, (results, columns) in double, of sample b.
   FK_HD FK_INLINE const double* wide_coefficients(std::int64_t b) const {
     return static_cast<const double*>(coefficients) + b * coefficient_stride;
+  }
+  FK_HD FK_INLINE std::int64_t elements() const { return sample ? sample : n; }  // of one sample
+  // The gradient in in[k] of the weighted forms of sample b, whose sums are there if there is a floor: a p + b q.
+  FK_HD FK_INLINE void form_slopes(std::int64_t b, int k, double& of_p, double& of_q) const {
+    const double *const c = wide_coefficients(b), *const g = weights + b * weight_stride;
+    double share = 1.0;
+    if (floor > 0) {
+      const double mean = sums[b * results + 2] / static_cast<double>(elements());
+      share = 1.0 / (mean < floor ? floor : mean);  // nan stays nan
+    }
+    of_q = results > 1 ? share * g[1] * c[k] : 0.0;
+    of_p = 2.0 * share * g[0] * c[k] + (results > 1 ? share * g[1] * c[vectors + k] : 0.0);
   }
   FK_HD FK_INLINE bool adjacent(const Operand& o) const { return ndim == 0 || (ndim == 1 && o.strides[0] == 1); }
   FK_HD FK_INLINE bool native(const Operand& o) const { return o.dtype == (wide ? DType::f64 : DType::f32); }

@@ -11,6 +11,23 @@ namespace {
 
 // Elements below which a second thread costs more than it gives.
 constexpr std::int64_t kGrain = 32768, kNoisyGrain = 16384;
+// Bytes of a sample that are still in a core's second cache when it is read again.
+constexpr std::int64_t kHeldBytes = 768 << 10;
+
+// The sums of sample b from those of its `parts` items, in order.
+void add_up(const AffinePlan& p, double* partial, std::int64_t parts, std::int64_t b) {
+  const int count = p.sum_count(), joined = p.joined();
+  double* const total = partial + b * parts * count;
+  for (std::int64_t r = 1; r < parts; ++r)
+    for (int j = 0; j < count; ++j) total[j] += total[r * count + j];
+  if (!p.squares()) {
+    std::copy(total, total + count, p.sums + b * count);
+    return;
+  }
+  double* const square = p.sums + b * joined * joined;
+  for (int i = 0, k = 0; i < joined; ++i)
+    for (int j = i; j < joined; ++j, ++k) square[i * joined + j] = square[j * joined + i] = total[k];
+}
 
 }  // namespace
 
@@ -51,22 +68,31 @@ void sde_run(const AffinePlan& p) {
   const std::int64_t elements =
       std::max<std::int64_t>(1, p.sample ? items.group * p.sample : p.batch * p.n / items.items);
   const std::int64_t grain = 1 + (p.noisy || p.sums ? kNoisyGrain : kGrain) / elements;
-  parallel_for(items.items, grain,
-               [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end, partial); });
-  if (!p.sums) return;
-  const int joined = p.joined();
-  for (std::int64_t b = 0; b < p.batch; ++b) {
-    double* const total = partial + b * parts * count;
-    for (std::int64_t r = 1; r < parts; ++r)
-      for (int j = 0; j < count; ++j) total[j] += total[r * count + j];
-    if (!p.squares()) {
-      std::copy(total, total + count, p.sums + b * count);
-      continue;
-    }
-    double* const square = p.sums + b * joined * joined;
-    for (int i = 0, k = 0; i < joined; ++i)
-      for (int j = i; j < joined; ++j, ++k) square[i * joined + j] = square[j * joined + i] = total[k];
+  auto run = [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end, partial); };
+  if (!p.sums) return parallel_for(items.items, grain, run);
+  const auto finish = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t b = begin; b < end; ++b) add_up(p, partial, parts, b);
+  };
+  if (p.task != SdeTask::forms || !p.weights || p.results == 1) {
+    parallel_for(items.items, grain, run);
+    return finish(0, p.batch);
   }
+  // Gradients of two forms want the sums of their sample first: a sample that the cache holds is read once all the
+  // same.
+  auto gradients = [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end, nullptr); };
+  if (!p.sample && p.vectors * p.n * std::int64_t(p.wide ? 8 : 4) <= kHeldBytes) {
+    const std::int64_t samples = 1 + kNoisyGrain / p.n;
+    return parallel_for(p.batch, samples, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        run(b * parts, (b + 1) * parts);
+        finish(b, b + 1);
+        gradients(b * parts, (b + 1) * parts);
+      }
+    });
+  }
+  parallel_for(items.items, grain, run);
+  finish(0, p.batch);
+  parallel_for(items.items, grain, gradients);
 }
 
 }  // namespace fokker::cpu

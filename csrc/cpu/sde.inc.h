@@ -1,7 +1,7 @@
 // Body of the steps of SDE samplers, their vector-Jacobian products and inner products, once per instruction set.
 //
 // One pass: a tile of every operand is read once into the first cache, noise is made there, results are written once.
-#include "cpu/losses.inc.h"
+#include "cpu/losses_lognormal.inc.h"
 #include "cpu/sde_vjp.inc.h"
 
 namespace fokker::cpu::FK_ISA {
@@ -18,6 +18,16 @@ template <typename T> inline void step_tile(Tiles<T>& t, const Table<T>& c, std:
   // A result that lies where an operand does is held back until nothing reads it any more.
   const bool hold = p.aliased && (p.results > 1 || sums);
   T *y[kMaxResults], *const clipped = t.work[3], *const spare = t.work[4];
+  if (p.results > 1 && !p.exponential && !p.clipped && !sums && joined <= kMostTogether) {
+    for (int r = 0; r < p.results; ++r) {
+      y[r] = hold ? nullptr : place<T>(p, p.out[r], b, i);
+      if (!y[r]) y[r] = t.work[r];
+    }
+    combine_results(p.results, joined, c, v, y, n);
+    for (int r = 0; r < p.results; ++r)
+      if (y[r] == t.work[r]) put(p, p.out[r], b, i, n, y[r]);
+    return;
+  }
   for (int r = 0; r < p.results; ++r) {
     y[r] = hold ? nullptr : place<T>(p, p.out[r], b, i);
     const bool direct = y[r] != nullptr;
@@ -49,11 +59,12 @@ template <typename T>
 void step(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
   Tiles<T> t(p);
   const int count = p.sum_count();
-  bool direct = !p.noisy && !p.clipped && !p.exponential && p.results == 1 && !partial;
+  bool direct = !p.noisy && !p.clipped && !p.exponential && !partial &&
+                (p.results == 1 || (!p.aliased && p.vectors <= kMostTogether));
   for (int k = 0; k < p.vectors; ++k) direct &= p.native(p.in[k]) && p.adjacent(p.in[k]);
-  direct &= p.native(p.out[0]) && p.adjacent(p.out[0]);
+  for (int r = 0; r < p.results; ++r) direct &= p.native(p.out[r]) && p.adjacent(p.out[r]);
   const std::int64_t tile = direct ? kSdeRun : kSdeTile;
-  const bool streamed = direct && !p.aliased && p.batch * p.n * std::int64_t(sizeof(T)) >= kStreamBytes;
+  const bool streamed = direct && p.results == 1 && !p.aliased && p.batch * p.n * std::int64_t(sizeof(T)) >= kStreamBytes;
   std::int64_t of = -1;
   Table<T> c;
   for (std::int64_t item = begin; item < end; ++item) {
@@ -259,7 +270,8 @@ template <typename T>
 void run(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::int64_t end, double* partial) {
   if (p.task == SdeTask::vjp) vjp<T>(p, items, begin, end, partial);
   else if (p.task == SdeTask::gram) gram<T>(p, items, begin, end, partial);
-  else if (p.task == SdeTask::forms) forms<T>(p, items, begin, end, partial);
+  else if (p.task == SdeTask::forms && partial) forms<T>(p, items, begin, end, partial);
+  else if (p.task == SdeTask::forms) form_gradients<T>(p, items, begin, end);
   else if (p.task == SdeTask::lognormal) lognormal<T>(p, items, begin, end, partial);
   else if (p.sample) step_short<T>(p, items, begin, end, partial);
   else step<T>(p, items, begin, end, partial);

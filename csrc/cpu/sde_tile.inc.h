@@ -51,6 +51,48 @@ inline void combine(int terms, T a, const T* x, const T* c, const T* const* v, T
   }
 }
 
+// out[r] = sum_j c[r][j] v[j] of R results, each vector read once; in the order of `combine`, to the bit.
+template <int J, int R, typename T>
+inline void combine_results_of(const T (*c)[kMaxColumns], const T* const* v, T* const* out, std::int64_t n) {
+  T factor[R][J];
+  const T* vector[J];
+  T* to[R];
+#pragma GCC unroll 6
+  for (int j = 0; j < J; ++j) vector[j] = v[j];
+#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r) {
+    to[r] = out[r];
+#pragma GCC unroll 6
+    for (int j = 0; j < J; ++j) factor[r][j] = c[r][j];
+  }
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    T x[J];
+#pragma GCC unroll 6
+    for (int j = 0; j < J; ++j) x[j] = vector[j][i];
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r) {
+      T sum = factor[r][0] * x[0];
+#pragma GCC unroll 6
+      for (int j = 1; j < J; ++j) sum = math::plus_term(sum, factor[r][j], x[j]);
+      to[r][i] = sum;
+    }
+  }
+}
+constexpr int kMostTogether = 6;  // vectors of `combine_results`
+template <typename T> inline void combine_results(int results, int joined, const T (*c)[kMaxColumns],
+                                                  const T* const* v, T* const* out, std::int64_t n) {
+  switch (results * 8 + joined) {
+#define FK_RESULTS(J)                                    \
+  case 16 + J:                                           \
+    return combine_results_of<J, 2>(c, v, out, n);       \
+  case 24 + J:                                           \
+    return combine_results_of<J, 3>(c, v, out, n);
+    FK_RESULTS(1) FK_RESULTS(2) FK_RESULTS(3) FK_RESULTS(4) FK_RESULTS(5) FK_RESULTS(6)
+#undef FK_RESULTS
+  }
+}
+
 // The same past the cache, for results that no cache would hold until they are read: without this a line is fetched
 // only to be overwritten.
 #if defined(__AVX512F__)

@@ -17,6 +17,8 @@ void sde_step(const AffinePlan& p, cudaStream_t stream);
 void sde_vjp(const AffinePlan& p, cudaStream_t stream);
 void sde_gram(const AffinePlan& p, cudaStream_t stream);
 void losses(const AffinePlan& p, cudaStream_t stream);
+// x *= factor, which is read on the device; 1 leaves x alone.
+template <typename T> void rescale(T* x, std::int64_t n, const T* factor, cudaStream_t stream);
 // p.sums from p.partial: `tiles` rows of `count` sums a sample, added in order.
 void sde_add_tiles(const AffinePlan& p, std::int64_t tiles, int count, cudaStream_t stream);
 

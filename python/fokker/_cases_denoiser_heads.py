@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _denoiser_embeddings as embeddings
 from . import _denoiser_gates as gates
+from . import _denoiser_magnitude as magnitude
 from ._denoiser_heads import qk_norm_rope, qkv_norm_rope
 from ._denoiser_precondition import edm_precondition_in, edm_precondition_out
 
@@ -140,13 +141,13 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 **common,
             )
         )
-    # composed of torch ops and affine steps, which have rows of their own on the other backends
+    # affine steps, which have rows of their own on the other backends, and the pixel norm
     composed = {
         "precondition_in": (functools.partial(_in, "edm"), _levels, (0, 2)),
         "precondition_out": (functools.partial(_out, "edm"), _levels, (0, 1, 2)),
-        "mp_sum": (functools.partial(embeddings.mp_sum, t=0.3), _rows(37, (37,), batch=True), (0, 1)),
-        "mp_cat": (functools.partial(embeddings.mp_cat, t=0.3), _rows(37, (20,), batch=True), (0, 1)),
-        "pixel_norm": (embeddings.pixel_norm, _rows(37), (0,)),
+        "mp_sum": (functools.partial(magnitude.mp_sum, t=0.3), _rows(37, (37,), batch=True), (0, 1)),
+        "mp_cat": (functools.partial(magnitude.mp_cat, t=0.3), _rows(37, (20,), batch=True), (0, 1)),
+        "pixel_norm": (magnitude.pixel_norm, _rows(37), (0,)),
     }
     for name, (call, make, gradients) in composed.items():
         add(
@@ -156,7 +157,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 make=make,
                 gentle=_gentle(make, 24),
                 gradients=gradients,
-                backends=("reference", "cpu", "cuda"),
+                backends=("reference", "cpu", "cuda", *(("emu",) if name in ("pixel_norm", "mp_cat") else ())),
                 flops=8.0,
                 **common,
             )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._denoiser_losses import denoising_score_matching, multiplicative_score_matching, score_difference
+from ._denoiser_losses import denoising_score_matching, multiplicative_score_matching
+from ._denoiser_losses_distill import score_difference
 
 
 def _batch(vectors: int, numbers: int, *shape: int) -> Callable[[int, torch.dtype, torch.Generator], Any]:

@@ -158,8 +158,11 @@ def kde_sums(
 def loss_forms(
     vectors: collections.abc.Sequence[torch.Tensor],
     coefficients: torch.Tensor,
-    out: torch.Tensor,
+    sums: torch.Tensor,
     partial: torch.Tensor | None,
+    weights: torch.Tensor | None = None,
+    floor: float = 0.0,
+    grads: collections.abc.Sequence[torch.Tensor | None] = [],
 ) -> None: ...
 def loss_lognormal(
     vectors: collections.abc.Sequence[torch.Tensor],
@@ -208,6 +211,7 @@ def norm_modulate_vjp(
     sum_gate: torch.Tensor | None,
     partial: torch.Tensor | None,
 ) -> None: ...
+def pixel_norm(x: torch.Tensor, grad: torch.Tensor | None, out: torch.Tensor, eps: float) -> None: ...
 def random_fill(
     kind: int,
     seed: int,
@@ -349,3 +353,6 @@ def vmf_sample_backward(
     grad_cosine: torch.Tensor,
 ) -> None: ...
 def vmf_scalar(function: int, dim: int, concentration: torch.Tensor, out: torch.Tensor) -> None: ...
+def waves(
+    t: torch.Tensor, turns: torch.Tensor, phases: torch.Tensor | None, out: torch.Tensor, order: int, gain: float
+) -> None: ...

@@ -75,6 +75,15 @@ def constant(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tenso
     return found
 
 
+def rows_of(rows: Sequence[Sequence[Any]], x: Tensor) -> Tensor:
+    """(1 or B, R, K) of numbers, and of float64 tensors (1 or B,) among them."""
+    flat = [c for row in rows for c in row]
+    if not any(isinstance(c, Tensor) for c in flat):
+        return constant(tuple(tuple(row) for row in rows), x.device)
+    made = torch.broadcast_tensors(*(c if isinstance(c, Tensor) else per_sample(c, "coefficients", x) for c in flat))
+    return torch.stack(made, -1).unflatten(-1, (len(rows), len(rows[0])))
+
+
 def elements(x: Tensor) -> int:
     """How many numbers a sample has."""
     return math.prod(x.shape[1:])

@@ -41,6 +41,7 @@ def _forms_kernel(module: Any) -> Kernel:
         found = [sums[:, 0, r].clone() for r in range(rows)]
         return (*found, *(sums.new_empty(0) for _ in range(3 - rows)))
 
+    run.module = module  # type: ignore[attr-defined]
     return run
 
 

@@ -37,7 +37,7 @@ def _level(function: str, sigma: Any, x: Tensor, sigma_data: Any, form: Any) -> 
             f"{function}: sigma must have one entry a sample, shape ({batch},) or ({batch}, 1, ...), or be a number, "
             f"got {tuple(sigma.shape)}"
         )
-    return sigma.double().reshape(sigma.shape[:1])
+    return sigma.double() if sigma.dim() < 2 else sigma.double().reshape(sigma.shape[:1])
 
 
 def _table(values: tuple[Any, ...], x: Tensor) -> Tensor:
@@ -45,8 +45,11 @@ def _table(values: tuple[Any, ...], x: Tensor) -> Tensor:
     if all(isinstance(v, float) for v in values):
         return row(values, x)
     if any(isinstance(v, np.ndarray) for v in values):
-        columns = np.stack(np.broadcast_arrays(*values), -1)
-        return torch.from_numpy(columns.astype(np.float64 if x.dtype is torch.float64 else np.float32)).squeeze(0)
+        shape = next(v.shape for v in values if isinstance(v, np.ndarray))  # all are made of one sigma
+        table = np.empty((*shape, len(values)), np.float64 if x.dtype is torch.float64 else np.float32)
+        for k, v in enumerate(values):
+            table[..., k] = v
+        return torch.from_numpy(table[0] if shape == (1,) else table)
     like = next(v for v in values if isinstance(v, Tensor))
     columns = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in values]
     table = torch.stack(columns, -1).to(arithmetic(x.dtype))

@@ -3,17 +3,13 @@
 Every function is one pass over memory, forward and backward, with a plain PyTorch reference in `fokker.reference`.
 """
 
-from ._denoiser_embeddings import fourier_embedding, mp_cat, mp_fourier, mp_sum, pixel_norm, timestep_embedding
+from ._denoiser_embeddings import fourier_embedding, mp_fourier, timestep_embedding
 from ._denoiser_gates import geglu, gelu_tanh, mp_silu, silu_gate, swiglu
 from ._denoiser_groups import bias_free_norm, group_norm_silu
 from ._denoiser_heads import qk_norm_rope, qkv_norm_rope
-from ._denoiser_losses import (
-    DIVERGENCES,
-    denoising_score_matching,
-    divergence_weight,
-    multiplicative_score_matching,
-    score_difference,
-)
+from ._denoiser_losses import denoising_score_matching, multiplicative_score_matching
+from ._denoiser_losses_distill import DIVERGENCES, divergence_weight, score_difference
+from ._denoiser_magnitude import mp_cat, mp_sum, pixel_norm
 from ._denoiser_norms import gate_residual, layer_norm_modulate, residual_gate_norm_modulate, rms_norm_modulate
 from ._denoiser_precondition import edm_precondition_in, edm_precondition_out
 from ._denoiser_rope import rope_table, rope_table_2d

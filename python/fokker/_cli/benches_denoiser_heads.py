@@ -19,6 +19,7 @@ def benches() -> Iterator[Bench]:
     yield from _gates()
     yield from _precondition()
     yield from _small()
+    yield from _magnitude()
 
 
 def _unpack_norm_rope(heads: int, qkv: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Any:
@@ -170,5 +171,43 @@ def _small() -> Iterator[Bench]:
             "torch": functools.partial(_sinusoid, t),
         },
         elements=64 * 256,
-        note="ours composed of torch ops with float64 phases; theirs float32",
+        note="ours with float64 phases; theirs float32",
     )
+
+
+def _pixel_norm(x: Tensor) -> Tensor:
+    return x / (1e-4 + torch.linalg.vector_norm(x, dim=1, keepdim=True) / x.shape[1] ** 0.5)
+
+
+def _cat(a: Tensor, b: Tensor) -> Tensor:
+    w = 2**0.5
+    return torch.cat((w * a, w * b), 1)
+
+
+def _magnitude() -> Iterator[Bench]:
+    """EDM2's pixel norm and concatenation, forward, and forward and backward."""
+    for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
+        x, a, b = (torch.randn(16, n, 32, 32).contiguous(memory_format=layout) for n in (128, 64, 64))
+        for what, ours, eager, given in (
+            ("pixel norm", denoiser.pixel_norm, _pixel_norm, (x,)),
+            ("magnitude-preserving concatenation", denoiser.mp_cat, _cat, (a, b)),
+        ):
+            runs = {"fokker": ours, "torch.compile": torch.compile(eager, dynamic=False), "torch": eager}
+            yield Bench(
+                f"{what}{name}, 16 x 128 x 32 x 32",
+                {k: functools.partial(f, *given) for k, f in runs.items()},
+                elements=x.numel(),
+                bytes=8 * x.numel(),
+                note="float32; 8 bytes an element",
+            )
+            yield Bench(
+                f"{what}{name}, forward and backward, 16 x 128 x 32 x 32",
+                {k: _gradients(f, given, x) for k, f in runs.items()},
+                elements=x.numel(),
+                note="float32",
+            )
+
+
+def _gradients(f: Callable[..., Tensor], given: tuple[Tensor, ...], grad: Tensor) -> Callable[[], Any]:
+    leaves = [t.clone().requires_grad_() for t in given]
+    return lambda: torch.autograd.grad(f(*leaves), leaves, grad)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._denoiser_losses import denoising_score_matching, multiplicative_score_matching, score_difference
+from .._denoiser_losses import denoising_score_matching, multiplicative_score_matching
+from .._denoiser_losses_distill import score_difference
 from .benches import Bench, Run
 
 SHAPES = ((64, 3, 64, 64), (16, 4, 128, 128))

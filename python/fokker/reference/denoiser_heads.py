@@ -214,3 +214,12 @@ def pixel_norm(x: Tensor, dim: int, eps: float) -> Tensor:
     u = x.to(arithmetic(x.dtype))
     size = torch.linalg.vector_norm(u, dim=dim, keepdim=True) / math.sqrt(x.shape[dim])
     return (u / (eps + size)).to(x.dtype)
+
+
+def pixel_norm_vjp(x: Tensor, grad: Tensor, dim: int, eps: float) -> Tensor:
+    """The gradient in x: with s = 1 / (eps + r), grad s - x s^2 mean(grad x) / r; grad / eps where r = 0."""
+    u, g = x.to(arithmetic(x.dtype)), grad.to(arithmetic(x.dtype))
+    r = torch.linalg.vector_norm(u, dim=dim, keepdim=True) / math.sqrt(x.shape[dim])
+    s = 1 / (eps + r)
+    along = (g * u).mean(dim, keepdim=True) * torch.where(r > 0, 1 / torch.where(r > 0, r, 1), 0)
+    return (g * s - u * s.square() * along).to(x.dtype)
