@@ -87,10 +87,10 @@ template <typename T, typename S, bool kBackward> __global__ void __launch_bound
 
 template <typename T, typename S, bool kBackward> void launch(const PixelsPlan& p, cudaStream_t stream) {
   if (p.inner == 1)
-    FK_LAUNCH((pixel_rows_kernel<T, S, kBackward>), blocks_for(p.outer * kWarp, kPixelThreads), kPixelThreads, 0,
+    FK_LAUNCH((pixel_rows_kernel<T, S, kBackward>), all_blocks((p.outer + kShares - 1) / kShares), kPixelThreads, 0,
               stream, p);
   else
-    FK_LAUNCH((pixel_tiles_kernel<T, S, kBackward>), blocks_for(p.outer * ((p.inner + kWarp - 1) / kWarp), 1),
+    FK_LAUNCH((pixel_tiles_kernel<T, S, kBackward>), all_blocks(p.outer * ((p.inner + kWarp - 1) / kWarp)),
               kPixelThreads, 0, stream, p);
 }
 template <typename T, typename S> void launch_type(const PixelsPlan& p, cudaStream_t stream) {

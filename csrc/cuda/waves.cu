@@ -40,8 +40,8 @@ template <typename T, typename S> __global__ void __launch_bounds__(kWaveThreads
 }
 template <typename T, typename S> void launch(const WavesPlan& p, cudaStream_t stream) {
   const std::int64_t filled = p.order == WaveOrder::cos ? p.count : 2 * p.count;
-  FK_LAUNCH((waves_kernel<T, S>), blocks_for(p.rows * (p.count + p.width - filled), kWaveThreads), kWaveThreads, 0,
-            stream, p);
+  FK_LAUNCH((waves_kernel<T, S>), all_blocks((p.rows * (p.count + p.width - filled) + kWaveThreads - 1) / kWaveThreads),
+            kWaveThreads, 0, stream, p);
 }
 
 }  // namespace
