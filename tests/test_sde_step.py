@@ -253,6 +253,24 @@ def test_results_past_the_cache():
         assert torch.equal(out, torch.cat(want))
 
 
+@pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_of_one_pass_are_those_of_one_each(dtype):
+    """To the bit, also where a result lies over a vector, with noise, and with more vectors than go together."""
+    for terms, layout, settings in itertools.product((0, 3, 6), (plain, spaced), ({}, {"seed": 2})):
+        x, m, _ = inputs((3, 2, 9, 31), terms, dtype, settings, layout=layout)
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        c = torch.randn(3, 3, 1 + terms + len(settings), dtype=torch.float64).to(wide)
+        with fokker.use_backend("cpu"):
+            want = [affine_step(x, m, c[:, r], **settings) for r in range(3)]
+            got = affine_step(x, m, c, results=3, **settings)
+            over = [t.clone() for t in (x, *m)]
+            outs = (over[-1], torch.empty_like(x))
+            affine_step(over[0], over[1:], c[:, :2], results=2, out=outs, **settings)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(outs, want[:2], strict=True))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_coefficients_of_any_strides(backend):
     x, m, table = inputs((3, 50), 1, torch.float32, {"seed": 0}, device_of(backend), row=4)
