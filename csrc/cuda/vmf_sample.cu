@@ -58,7 +58,7 @@ __device__ __forceinline__ Pack<T> tangent_normals(const Samples<T>& s, std::uin
 }
 template <typename T> __device__ __forceinline__ Pack<T> load_block(const Samples<T>& s, const T* row, std::int64_t b) {
   Pack<T> p;
-  if (s.aligned) return load_pack<Pack<T>>(row + b * kPer<T>);
+  if (s.aligned) return load_pack<Pack<T>>(reinterpret_cast<const Pack<T>*>(row) + b);
 #pragma unroll
   for (int j = 0; j < kPer<T>; ++j) p.v[j] = b * kPer<T> + j < s.dim ? row[b * kPer<T> + j] : T(0);
   return p;
@@ -66,7 +66,7 @@ template <typename T> __device__ __forceinline__ Pack<T> load_block(const Sample
 template <typename T>
 __device__ __forceinline__ void store_block(const Samples<T>& s, T* row, std::int64_t b, Pack<T> p) {
   if (s.aligned) {
-    store_pack(row + b * kPer<T>, p);
+    store_pack(reinterpret_cast<Pack<T>*>(row) + b, p);
     return;
   }
 #pragma unroll
