@@ -181,3 +181,12 @@ def test_without_tensor_cores(monkeypatch):
         x, y, h, bias = case(5, 40, 11, dtype)
         check(x, y, h, bias, torch.randn(1, 40, 3, dtype=dtype), share=5.0)
         check(x, y, h, bias, outputs=EVERYTHING, share=5.0)
+
+
+@RUNS
+def test_more_batches_than_a_grid_has(monkeypatch):
+    from fokker.triton_kernels import kde as kernels
+
+    monkeypatch.setattr(kernels, "MOST_BATCHES", 2)
+    x, y, h, bias = case(5, 7, 3, F32, batch=5)
+    check(x, y, h, bias, outputs=EVERYTHING)

@@ -26,6 +26,7 @@ NONE, GIVEN, DISPLACEMENT, SLOPE = (tl.constexpr(i) for i in range(4))
 # Along what the bandwidth varies.
 ONE, QUERY, DATUM = (tl.constexpr(i) for i in range(3))
 DEPTH = tl.constexpr(32)
+MOST_BATCHES = 65535  # of a grid's third dimension
 
 # The kernel's pointers by what they point to (tools/triton_aot.py).
 VALUES_OF_DTYPE = ("x", "y", "v", "values")
@@ -104,14 +105,13 @@ def kde_kernel(
     PRODUCT: tl.constexpr, DIRECT: tl.constexpr, MARK: tl.constexpr, AGAIN: tl.constexpr,
     BLOCK: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries against all data; program (batch and query block, value chunk)."""
+    """One block of queries against all data; program (query block, value chunk, batch)."""
     C: tl.constexpr = tl.float64 if WIDE else tl.float32
     ABSOLUTE: tl.constexpr = KERNEL == 1
     COMPACT: tl.constexpr = KERNEL >= 6
-    blocks = (n + BLOCK - 1) // BLOCK
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     chunk = tl.program_id(1)
-    i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rows = i < n
     end = m
     if AGAIN:
@@ -304,6 +304,12 @@ def kde_sums(
     (batch, n, d), m = x.shape, data.shape[1]
     if batch == 0 or n == 0:
         return
+    if batch > MOST_BATCHES:
+        tensors = (x, data, bandwidth, bias, values, weight, shift, log_sum, values_out, square, delta)
+        for at in range(0, batch, MOST_BATCHES):
+            cut = [None if t is None else t[at : at + MOST_BATCHES] for t in tensors]
+            kde_sums(*cut[:7], kernel, nu, exclude, highest, weighting, *cut[7:])
+        return
     gaussian, laplace = kernel == 0, kernel == 1
     kind = NONE if weighting == 0 else SLOPE if weighting == 2 else GIVEN if values is not None else DISPLACEMENT
     relative = kind.value in (DISPLACEMENT.value, SLOPE.value)
@@ -328,7 +334,7 @@ def kde_sums(
         products = product and not again
         chosen = configuration("kde_products" if products else "kde", torch.float64 if wide else torch.float32)
         width = min(64, max(16, triton.next_power_of_2(dv)))
-        grid = (batch * triton.cdiv(n, chosen.block), triton.cdiv(dv, width))
+        grid = (triton.cdiv(n, chosen.block), triton.cdiv(dv, width), batch)
         kde_kernel[grid](
             x, data, x if values is None else values, centre, bandwidth, none_if[0], none_if[1], none_if[2], nu_at,
             log_sum, none_if[3], none_if[4], none_if[5], doubt, n, m, d, dv, 0 if exclude == least else exclude,
