@@ -178,6 +178,24 @@ def test_bandwidths_beyond_the_range_of_float32(backend, h):
     torch.testing.assert_close(kde.log_prob(x * scale, y * scale, h), want.float(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("sigma", [1e-3, 80.0, 1e6])
+def test_denoising_in_float32_is_good_to_the_rounding_of_the_data(backend, sigma):
+    """As x + sigma^2 score it would be off by the rounding of x, which is sigma times as large."""
+    for dim in (2, 20):
+        y = cloud(60, dim, dtype=torch.float32)
+        x = y[:9] + sigma * cloud(9, dim, 1, dtype=torch.float32)
+        want = kde.posterior_mean(x.double(), y.double(), sigma)
+        for found in (
+            kde.posterior_mean(x, y, sigma),
+            kde.posterior_mean(x, y, torch.full((9,), sigma)),
+            kde.KDEState(x, sigma, outputs=("posterior_mean",))
+            .update(y[:40])
+            .update(y[40:])
+            .result()["posterior_mean"],
+        ):
+            torch.testing.assert_close(found.double(), want, rtol=0, atol=2e-6)
+
+
 def test_kernel_sum(backend):
     x, y, v = cloud(5, 3), cloud(8, 3, 1), cloud(8, 4, 2)
     u = torch.tensor([1.0, -2.0, 0.0, 3.0, 1.0, 1.0, -1.0, 0.5], dtype=F64)
@@ -331,6 +349,25 @@ def test_posterior_mean_names_sigma():
 def test_bad_bandwidth_tensors_give_nan():
     h = torch.tensor([1.0, 0.0, -1.0, math.nan], dtype=F64)[:, None]
     assert kde.log_prob(cloud(4, 3), cloud(5, 3), h).isnan().tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "laplace", "epanechnikov"])
+def test_bad_bandwidth_tensors_give_nan_in_every_output(backend, kernel):
+    """To a kernel such a row is one outside every support, and -inf or 0 would look like an answer."""
+    x, y = cloud(4, 3), cloud(4, 3, 1)
+    h = torch.tensor([9.0, 0.0, -1.0, math.nan], dtype=F64)
+    for bandwidth, bad in ((h[:, None], [False, True, True, True]), (h, [True] * 4), (h[1], [True] * 4)):
+        found = [
+            kde.kernel_sum(x, y, None, bandwidth, kernel=kernel),
+            kde.kernel_sum(x, y, y, bandwidth, kernel=kernel).sum(-1),
+            kde.logsumexp(x, y, bandwidth=bandwidth, kernel=kernel),
+            kde.effective_sample_size(x, y, bandwidth, kernel=kernel),
+            kde.score(x, y, bandwidth, kernel=kernel).sum(-1),
+        ]
+        if kernel == "gaussian":
+            found.append(kde.evaluate(x, y, bandwidth, outputs=("posterior_mean",))["posterior_mean"].sum(-1))
+        for value in found:
+            assert value.isnan().tolist() == bad
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ class Call:
     batch: torch.Size
     dtype: torch.dtype
     numpy: bool
+    #: a positive number, not a tensor that may hold NaN
+    known_bandwidth: bool
 
     @property
     def vmf(self) -> bool:
@@ -54,7 +56,14 @@ class Call:
             extra = (self.y.double() / self.bandwidth).square().sum(-1) * 0.5
             bias = extra if bias is None else bias + extra
         index = OP_KERNELS.index(_named(self.kernel))
-        return sums(self.x, self.y, self.bandwidth, bias, values, index, self.nu, self.exclude, outputs, self.highest)
+        found = sums(self.x, self.y, self.bandwidth, bias, values, index, self.nu, self.exclude, outputs, self.highest)
+        return found if self.known_bandwidth else self._doubted(*found)
+
+    def _doubted(self, log_sum: Tensor, mean: Tensor, square: Tensor, spread: Tensor) -> tuple[Tensor, ...]:
+        # A bandwidth that is NaN leaves a row without weights: to the kernels that is one outside every support.
+        bad = (0.0 * self.bandwidth.detach()).sum(2)
+        rows = (t + bad if t.shape[1] else t for t in (square, spread))
+        return log_sum + bad, mean + bad[..., None].to(mean.dtype), *rows
 
     def vmf_row(self) -> Tensor:
         """The row factor of the vmf kernel K = exp((x.y - 1) / h^2), as a logarithm."""
@@ -148,7 +157,7 @@ def _bandwidth(function: str, value: Any, shape: torch.Size, device: torch.devic
             raise ValueError(f"{function}: bandwidth must be a positive number, got {value}")
         return torch.full((math.prod(shape[:-2]), 1, 1), float(value), dtype=torch.float64, device=device)
     h = _tensor(function, "bandwidth", value, device).double()
-    h = torch.where(h > 0, h, torch.nan)
+    h = torch.where((h > 0) & (h < torch.inf), h, torch.nan)
     padded = h.reshape(*(1,) * (2 - h.dim()), *h.shape) if h.dim() < 2 else h
     try:
         torch.broadcast_shapes(padded.shape, shape)
@@ -243,6 +252,7 @@ def arrange(
         batch,
         dtype,
         numpy,
+        is_number(bandwidth),
     )
     if weights is not None:
         bias, total = _weights(function, weights, c, exclude_self)

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ._cli.progress import progress
 from ._kde_arguments import Call, arrange, restore
-from ._kde_ops import DELTA, SLOPE, SQUARE
+from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
 
 
 class KDEState:
     r"""The density sums of fixed queries over data seen so far: an associative, mergeable state in float64.
 
-    A row keeps its log-sum, the mean gradient, the sum of squared shares and the mean of d log w / d log h; two states
-    of the same queries merge by log-sum-exp weights, so chunks, files, processes and machines can be added in any
-    grouping. `result` is what `fokker.kde.evaluate` gives for all data at once, up to rounding.
+    A row keeps its log-sum, the mean gradient (or that of the data), the sum of squared shares and the mean of
+    d log w / d log h; two states of the same queries merge by log-sum-exp weights, so chunks, files, processes and
+    machines can be added in any grouping. `result` is what `fokker.kde.evaluate` gives for all data at once, up to
+    rounding.
 
     Args:
         x: queries ``(N, d)``, torch or NumPy.
@@ -49,13 +50,13 @@ class KDEState:
         call = self._arrange(self._x[:0])
         if len(call.batch) or call.bandwidth.shape[2] != 1:
             raise ValueError("KDEState needs queries (N, d) and a bandwidth that is one number or one a query (N, 1)")
-        self._mask = SLOPE if {"score", "posterior_mean", "laplacian"} & set(outputs) else 0
+        self._mask = SLOPE if {"score", "laplacian"} & set(outputs) else VALUES if "posterior_mean" in outputs else 0
         self._mask |= DELTA if "laplacian" in outputs else 0
         self._mask |= SQUARE if "effective_sample_size" in outputs else 0
         n, d = call.x.shape[1:]
         wide: dict[str, Any] = {"dtype": torch.float64, "device": call.x.device}
         self.log_sum = torch.full((1, n), -torch.inf, **wide)
-        self.mean = torch.zeros(1, n, d if self._mask & SLOPE else 0, **wide)
+        self.mean = torch.zeros(1, n, d if self._mask & (SLOPE | VALUES) else 0, **wide)
         self.square = torch.zeros(1, n if self._mask & SQUARE else 0, **wide)
         self.spread = torch.zeros(1, n if self._mask & DELTA else 0, **wide)
         #: the sum of the weights, or the number of data, so far
@@ -77,8 +78,10 @@ class KDEState:
             if bool((w < 0).any()):
                 raise ValueError(f"KDEState: weights must not be negative, got {float(w.min())}")
             total, c = w.sum(), c.with_bias(torch.log(w))
-        parts = c.sums(self._mask)
-        return self._add(parts[0], parts[1].double(), parts[2], parts[3], total)
+        from .kde import posterior_sums
+
+        parts, mean = posterior_sums(c, self._mask) if self._mask & VALUES else (c.sums(self._mask), None)
+        return self._add(parts[0], (parts[1] if mean is None else mean).double(), parts[2], parts[3], total)
 
     def _add(self, log_sum: Tensor, mean: Tensor, square: Tensor, spread: Tensor, total: Tensor | float) -> KDEState:
         both = torch.logaddexp(self.log_sum, log_sum)
@@ -149,7 +152,9 @@ class KDEState:
         from .kde import finish
 
         c = replace(self._arrange(self._x[:0]), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total)))
-        found = finish(c, self.outputs, self.log_sum, self.mean, self.square, self.spread, 0.0)
+        dead = (self.log_sum == -torch.inf)[..., None]
+        posterior = torch.where(dead, c.x, self.mean) if self._mask & VALUES else None
+        found = finish(c, self.outputs, self.log_sum, self.mean, self.square, self.spread, 0.0, posterior)
         return {name: restore(c, value) for name, value in found.items()}
 
 

@@ -191,8 +191,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Any of `log_prob`, `score`, `posterior_mean`, `laplacian` and `effective_sample_size` from one pass, by name.
 
-    With a "laplacian" among the outputs the pass is made in float64. Score and posterior mean together, at bandwidths
-    that differ from datum to datum, take two passes.
+    With a "laplacian" among the outputs the pass is made in float64. Beside the score the posterior mean is
+    x + h^2 score, good to the rounding of x (alone: of the data); at bandwidths that differ from datum to datum, the
+    two take two passes.
     """
     return _evaluate(x, data, bandwidth, tuple(outputs), weights, kernel, nu, exclude_self, precision, outside)
 
@@ -215,7 +216,7 @@ def _evaluate(
         c = c.widened()
     per_datum = c.bandwidth.shape[2] != 1
     mask = 0
-    if "score" in outputs or ("posterior_mean" in outputs and not per_datum) or "laplacian" in outputs:
+    if "score" in outputs or "laplacian" in outputs:
         mask |= SLOPE
     elif "posterior_mean" in outputs:
         mask |= VALUES
@@ -225,10 +226,25 @@ def _evaluate(
         mask |= DELTA
     if "effective_sample_size" in outputs:
         mask |= SQUARE
-    parts = c.sums(mask)
-    displacement = c.sums(VALUES)[1] if "posterior_mean" in outputs and per_datum and mask & SLOPE else None
-    found = finish(c, outputs, *parts, outside, displacement if displacement is not None or not per_datum else parts[1])
+    posterior = None
+    if mask & VALUES:
+        parts, posterior = posterior_sums(c, mask)
+    else:
+        parts = c.sums(mask)
+        if "posterior_mean" in outputs and per_datum:
+            posterior = posterior_sums(c, VALUES)[1]
+    found = finish(c, outputs, *parts, outside, posterior)
     return {name: restore(c, value) for name, value in found.items()}
+
+
+def posterior_sums(c: Call, mask: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The sums with the data as values, and E[y | x]: as x + h^2 score it would be off by the rounding of x."""
+    data = c.y.detach()
+    centre = data.mean(1, keepdim=True) if data.shape[1] else data.new_zeros(data.shape[0], 1, data.shape[2])
+    centre = torch.where(centre.isfinite(), centre, 0.0)
+    about = (c.y - centre).masked_fill_(data.isinf(), 0.0)  # a datum at infinity has no weight, and 0 * inf is NaN
+    parts = c.sums(mask, about)
+    return parts, torch.where((parts[0] == -torch.inf)[..., None], c.x, parts[1] + centre)
 
 
 def check_outputs(outputs: Sequence[str], kernel: str) -> tuple[str, ...]:
@@ -249,11 +265,11 @@ def finish(
     square: Tensor,
     spread: Tensor,
     outside: float,
-    displacement: Tensor | None = None,
+    posterior: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The outputs from the sums: ``mean`` the mean gradient, ``spread`` the mean of d log w / d log h.
 
-    ``displacement`` is E y - x where the bandwidths differ from datum to datum; elsewhere it is h^2 times the gradient.
+    ``posterior`` is E[y | x] where that was summed; elsewhere it is x + h^2 times the gradient.
     """
     h = c.bandwidth
     found: dict[str, Tensor] = {}
@@ -265,7 +281,7 @@ def finish(
             value = mean + (c.x / h.square()).to(mean.dtype) if c.vmf else mean
             found[name] = torch.where((log_sum == -torch.inf)[..., None], outside, value) if outside != 0.0 else value
         elif name == "posterior_mean":
-            found[name] = c.x + (mean * h.square().to(mean.dtype) if displacement is None else displacement)
+            found[name] = c.x + mean * h.square().to(mean.dtype) if posterior is None else posterior
         elif name == "laplacian":
             if h.shape[2] != 1:
                 raise ValueError("laplacian needs one bandwidth or one a query, got one a datum")
