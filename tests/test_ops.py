@@ -105,7 +105,7 @@ def one_further(t: Tensor) -> Tensor:
     return memory.as_strided(t.shape, t.stride(), 1).copy_(t)
 
 
-@pytest.mark.parametrize(("case", "backend"), [p for p in ON_BACKEND if p.values[1] != "reference"])
+@pytest.mark.parametrize(("case", "backend"), [p for p in ON_BACKEND if p.values[1] not in ("reference", "cpu")])
 def test_odd_storage_offsets(case, backend):
     """Views that start between two aligned packs, as slices do: the same numbers, forward and backward."""
     for dtype in (torch.float32, torch.bfloat16):
