@@ -72,6 +72,21 @@ def test_equal_points_have_finite_gradients():
 
 
 # ---- edges ----------------------------------------------------------------------------------------------------------
+def test_unbiased_beside_one_heavy_point():
+    """1 - sum w^2 would leave 4 digits of the weight of the other pairs."""
+    w = torch.tensor([1.0, 1e-12, 2e-12], dtype=torch.float64)
+    x = X[0, :3]
+    k = torch.exp(-0.5 * torch.cdist(x, x).square())
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 2]])
+    mass = w[pairs[:, 0]] * w[pairs[:, 1]]
+    between = w / w.sum() @ torch.exp(-0.5 * torch.cdist(x, Y[0]).square()).mean(1)
+    within = (mass * k[pairs[:, 0], pairs[:, 1]]).sum() / mass.sum()
+    other = torch.exp(-0.5 * torch.cdist(Y[0], Y[0]).square())
+    want = within + (other.sum() - 11) / 110 - 2 * between
+    got = pairwise.mmd2(x, Y[0], bandwidth=1.0, estimator="unbiased", x_weights=w)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
 def test_nan_stays_in_its_batch():
     x = X.clone()
     x[1, 4, 0] = math.nan

@@ -176,6 +176,16 @@ def _bandwidth(function: str, value: Any, shape: torch.Size, device: torch.devic
     return padded.expand(*shape[:-2], *tail).reshape(math.prod(shape[:-2]), *tail)
 
 
+def others(w: Tensor) -> Tensor:
+    """For each of the weights the sum of the others along the last dimension."""
+    if not w.shape[-1]:
+        return w
+    # For the heaviest a sum without it: subtracted from the whole it may leave nothing of the others.
+    top = w.argmax(-1, keepdim=True)
+    rest = w.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return (w.sum(-1, keepdim=True) - w).scatter(-1, top, rest)
+
+
 def _weights(function: str, value: Any, c: Call, exclude_self: bool) -> tuple[Tensor, Tensor]:
     # log weights, and the logarithm of what a row is divided by
     w = c.like_data(value, "weights", 0)
@@ -188,10 +198,8 @@ def _weights(function: str, value: Any, c: Call, exclude_self: bool) -> tuple[Te
             raise ValueError(f"{function}: weights must not all be zero")
     logs = torch.where(w == 0, -torch.inf, torch.log(torch.where(w == 0, 1.0, w)))
     total = w.sum(1, keepdim=True)
-    if exclude_self and w.shape[1]:
-        # For the heaviest a sum without it: subtracted from the whole it may leave nothing of the others.
-        top = w.argmax(1, keepdim=True)
-        total = (total - w).scatter(1, top, w.scatter(1, top, 0.0).sum(1, keepdim=True))
+    if exclude_self:
+        total = others(w)
     return logs, torch.where(total == 0, 0.0, torch.log(torch.where(total == 0, 1.0, total)))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _backend
 from ._kde_arguments import _tensor as tensor
+from ._kde_arguments import others
 from ._op import _dispatch_depth, _forward_ad, _functorch_level, _is_compiling
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -134,4 +135,4 @@ def simplex(function: str, name: str, value: Any, shape: tuple[int, ...], device
 
 def distinct(weights: Tensor | None, n: int) -> Tensor | float:
     """1 - sum of w^2, the weight of the pairs i != j: (B,), or 1 - 1 / n."""
-    return (n - 1) / n if weights is None else 1.0 - weights.square().sum(-1)
+    return (n - 1) / n if weights is None else (weights * others(weights)).sum(-1)
