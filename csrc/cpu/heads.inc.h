@@ -260,12 +260,8 @@ void run_tokens(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double
         continue;
       }
       if (!p.backward) {
-        for (std::int64_t h = 0; h < part.heads; ++h) {
-          const std::int64_t from = place_of(part.x, b, h, t), to = place_of(part.out, b, h, t);
-          ask_next<false>(p, part.x, from);
-          ask_next<true>(p, part.out, to);
-          token.template forward<kRope>(part, i, from, to);
-        }
+        for (std::int64_t h = 0; h < part.heads; ++h)
+          token.template forward<kRope>(part, i, place_of(part.x, b, h, t), place_of(part.out, b, h, t));
         continue;
       }
       if (sums)

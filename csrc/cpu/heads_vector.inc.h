@@ -57,13 +57,5 @@ template <typename T> struct Segments {
   int at(int j) const { return j < size ? j : stride + j - size; }
 };
 
-// Asks for a head of the next token: rows of heads are too short for the hardware to foresee.
-template <bool kWritten> inline void ask_next(const HeadsPlan& p, const HeadTensor& t, std::int64_t at) {
-  if (t.element != 1) return;
-  const std::int64_t size = p.wide ? 8 : p.dtype == DType::f32 ? 4 : 2;
-  const char* const next = static_cast<const char*>(t.data) + (at + t.token) * size;
-  for (std::int64_t i = 0; i < p.dim * size; i += 64) __builtin_prefetch(next + i, kWritten);
-}
-
 }  // namespace
 }  // namespace fokker::cpu::FK_ISA
