@@ -221,6 +221,37 @@ def test_pixel_norm_and_its_gradient(backend, dtype):
     assert torch.equal(torch.autograd.grad(denoiser.pixel_norm(zero, eps=0.5).sum(), zero)[0], 2 + zero)
 
 
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_concatenation_and_its_gradients(backend, dtype):
+    """To the bit the products that torch makes of float32 (float64) numbers, in any layout, rounded once."""
+    g = torch.Generator().manual_seed(3)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    for shape, dim, layout in (
+        ((2, 6, 5, 7), 1, torch.contiguous_format),
+        ((2, 6, 5, 7), 1, torch.channels_last),
+        ((3, 4, 17_000), -2, torch.contiguous_format),
+        ((5, 3), 0, torch.contiguous_format),
+        ((0, 3, 2), 1, torch.contiguous_format),
+    ):
+        a = torch.randn(shape, generator=g).to(device_of(backend), dtype)
+        b, a = (t.contiguous(memory_format=layout).requires_grad_() for t in (a.narrow(dim, 0, 3).clone(), a))
+        with fokker.use_backend(backend):
+            y = denoiser.mp_cat(a, b, dim, 0.3)
+            grad = torch.randn(y.shape, generator=g).to(y)
+            made = torch.autograd.grad(y, (a, b), grad)
+        na, nb = a.shape[dim], b.shape[dim]
+        size = math.sqrt((na + nb) / (0.7**2 + 0.3**2))
+        w = (size / math.sqrt(na) * 0.7, size / math.sqrt(nb) * 0.3)
+        want = torch.cat([(k * t.to(wide)).to(dtype) for k, t in zip(w, (a, b), strict=True)], dim)
+        assert y.dtype is dtype and torch.equal(y, want) and y.is_contiguous(memory_format=layout)
+        parts = grad.split((na, nb), dim)
+        for k, got, part in zip(w, made, parts, strict=True):
+            assert torch.equal(got, (k * part.to(wide)).to(dtype))
+    strided = torch.randn(3, 8, 5)[:, ::2]
+    assert torch.equal(denoiser.mp_cat(strided, strided), denoiser.mp_cat(strided.clone(), strided.contiguous()))
+
+
 @pytest.mark.parametrize("form", ["edm", "vp", "ve"])
 def test_preconditioning(form):
     x, f = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)

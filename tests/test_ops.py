@@ -248,6 +248,7 @@ def registration_arguments(name: str):
         "gaussian_pull": (torch.outer(k[:3], k), unit, unit[:3], unit[:3], unit[3:]),
         "gaussian_moments": (torch.outer(k[:3], k), unit, unit[:3], True),
         "denoiser_mp_cat": (unit, unit[:, :2] + 1, 0.7, 0.8, 1),
+        "denoiser_mp_cat_vjp": (unit, 0.7, 0.8, 1, 2),
         "denoiser_pixel_norm": (unit, 1, 0.1),
         "denoiser_pixel_norm_vjp": (unit, unit.flip(0), 1, 0.1),
         "pair_distances": (unit[None], unit[None, :4] + 0.1, k[None, :4], True),

@@ -99,6 +99,7 @@ struct Cpu {
   static void heads(const fokker::HeadsPlan& p, Guard&) { cpu::heads(p); }
   static void gates(const fokker::GatePlan& p, Guard&) { cpu::gates(p); }
   static void pixels(const fokker::PixelsPlan& p, Guard&) { cpu::pixels(p); }
+  static void weighted_cat(const fokker::CatPlan& p, Guard&) { cpu::weighted_cat(p); }
   static void waves(const fokker::WavesPlan& p, Guard&) { cpu::waves(p); }
   static void resample(const fokker::ResamplePlan& p, Guard&) { cpu::resample(p); }
   static void absorb(const fokker::AbsorbPlan& p, Guard&) { cpu::absorb(p); }

@@ -117,6 +117,7 @@ struct Cuda {
   static void heads(const fokker::HeadsPlan& p, Guard& g) { cuda::heads(p, g.stream); }
   static void gates(const fokker::GatePlan& p, Guard& g) { cuda::gates(p, g.stream); }
   static void pixels(const fokker::PixelsPlan& p, Guard& g) { cuda::pixels(p, g.stream); }
+  static void weighted_cat(const fokker::CatPlan& p, Guard& g) { cuda::weighted_cat(p, g.stream); }
   static void waves(const fokker::WavesPlan& p, Guard& g) { cuda::waves(p, g.stream); }
   static void resample(const fokker::ResamplePlan& p, Guard& g) { cuda::resample(p, g.stream); }
   static void absorb(const fokker::AbsorbPlan& p, Guard& g) { cuda::absorb(p, g.stream); }

@@ -1,5 +1,5 @@
-// Body of the pixel norms, once per instruction set: sums over channels in double, a pixel's in the order of its
-// channels (or by lanes, where channels lie last).
+// Body of the pixel norms and weighted concatenations, once per instruction set: sums over channels in double, a
+// pixel's in the order of its channels (or by lanes, where channels lie last).
 //
 // Bytes: x and the gradient once from memory; a tile of pixels is read again from the cache.
 #include "cpu/pixels.h"
@@ -44,6 +44,10 @@ template <typename T> class Pixels {
     std::fill(squares_, squares_ + n, 0.0);
     std::fill(products_, products_ + n, 0.0);
     for (std::int64_t c = 0; c < p_.channels; ++c) {
+      if (c + 1 < p_.channels) {  // another page, where the hardware does not look ahead
+        fetch(p_.x, first + (c + 1) * p_.inner, n);
+        if (p_.grad) fetch(p_.grad, first + (c + 1) * p_.inner, n);
+      }
       const T* const x = read(p_.x, first + c * p_.inner, n, x_);
       add(x, x, squares_, n);
       if (p_.grad) add(x, read(p_.grad, first + c * p_.inner, n, g_), products_, n);
@@ -78,6 +82,10 @@ template <typename T> class Pixels {
     take_any(data, p_.dtype, at, 1, n, buffer);
     return buffer;
   }
+  void fetch(const void* data, std::int64_t at, int n) const {
+    const char* const from = static_cast<const char*>(data) + at * size_;
+    for (int k = 0; k < n * size_; k += 64) __builtin_prefetch(from + k, 0, 2);
+  }
   template <typename F> void write(std::int64_t at, int n, F&& fill) {
     if (native_) return fill(static_cast<T*>(p_.out) + at);
     fill(y_);
@@ -100,18 +108,54 @@ template <typename T> class Pixels {
 
 template <typename T> void pixels_of(const PixelsPlan& p, std::int64_t begin, std::int64_t end) {
   Pixels<T> pixels(p);
-  const std::int64_t tiles = (p.inner + kPixelRun - 1) / kPixelRun;
+  const std::int64_t run = pixel_run(p), tiles = (p.inner + run - 1) / run;
   for (std::int64_t i = begin; i < end; ++i) {
     if (p.inner == 1) {
       pixels.row(i);
       continue;
     }
-    const std::int64_t from = i % tiles * kPixelRun;
-    pixels.tile(i / tiles, from, static_cast<int>(std::min(kPixelRun, p.inner - from)));
+    const std::int64_t from = i % tiles * run;
+    pixels.tile(i / tiles, from, static_cast<int>(std::min(run, p.inner - from)));
+  }
+}
+
+// to[0 .. n) = w from[..]; places in numbers of the plan's type.
+template <typename T>
+inline void scaled(T w, const void* from, std::int64_t at, void* to, std::int64_t into, std::int64_t n, DType dtype) {
+  const T* const* const none = nullptr;
+  if (dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32))
+    return combine_of<0, true>(w, static_cast<const T*>(from) + at, &w, none, static_cast<T*>(to) + into, n);
+  alignas(64) T made[kSdeTile];
+  const T* const v = made;
+  for (std::int64_t i = 0; i < n; i += kSdeTile) {
+    const int count = static_cast<int>(std::min<std::int64_t>(kSdeTile, n - i));
+    take_any(from, dtype, at + i, 1, count, made);
+    combine_of<0, true>(w, v, &w, none, made, count);
+    give_any(v, to, dtype, into + i, 1, count);
+  }
+}
+template <typename T> void cat_of(const CatPlan& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t row = p.of_a + p.of_b, pieces = (row + kCatPiece - 1) / kCatPiece;
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t i = item / pieces, from = item % pieces * kCatPiece, to = std::min(row, from + kCatPiece);
+    const auto part = [&](void* own, double w, std::int64_t first, std::int64_t count) {
+      const std::int64_t low = std::max(from, first), high = std::min(to, first + count);
+      if (low >= high) return;
+      const std::int64_t here = i * count + low - first, joined = i * row + low;
+      if (p.split) scaled(static_cast<T>(w), p.joined, joined, own, here, high - low, p.dtype);
+      else scaled(static_cast<T>(w), own, here, p.joined, joined, high - low, p.dtype);
+    };
+    part(p.a, p.wa, 0, p.of_a);
+    part(p.b, p.wb, p.of_a, p.of_b);
   }
 }
 
 }  // namespace
+
+void cat_run(const CatPlan& p, std::int64_t begin, std::int64_t end) {
+  if (p.dtype == DType::f64) cat_of<double>(p, begin, end);
+  else cat_of<float>(p, begin, end);
+}
 
 void pixels_run(const PixelsPlan& p, std::int64_t begin, std::int64_t end) {
   if (p.dtype == DType::f64) pixels_of<double>(p, begin, end);

@@ -1,4 +1,5 @@
-// EDM2's pixel norm, forward and backward: a warp a pixel where channels lie last, else a block 32 neighbouring pixels.
+// EDM2's pixel norm, forward and backward: a warp a pixel where channels lie last, else a block 32 neighbouring pixels;
+// and its weighted concatenation.
 //
 // Sums over channels in double, by a fixed tree. Bytes: x and the gradient twice, the second time from the cache.
 #include "cuda/pixels.h"
@@ -98,7 +99,32 @@ template <typename T, typename S> void launch_type(const PixelsPlan& p, cudaStre
   else launch<T, S, false>(p, stream);
 }
 
+// A thread a number of the joined rows. Bytes: each number once.
+template <typename T, typename S> __global__ void __launch_bounds__(kPixelThreads) cat_kernel(const CatPlan p) {
+  const std::int64_t row = p.of_a + p.of_b, at = std::int64_t(blockIdx.x) * kPixelThreads + threadIdx.x;
+  if (at >= p.rows * row) return;
+  const std::int64_t i = at / row, j = at % row;
+  const bool first = j < p.of_a;
+  const T w = static_cast<T>(first ? p.wa : p.wb);
+  S* const own = first ? static_cast<S*>(p.a) + i * p.of_a + j : static_cast<S*>(p.b) + i * p.of_b + (j - p.of_a);
+  S* const joined = static_cast<S*>(p.joined) + at;
+  if (p.split) *own = stored<S>(w * number<T>(*joined));
+  else *joined = stored<S>(w * number<T>(*own));
+}
+template <typename T, typename S> void launch_cat(const CatPlan& p, cudaStream_t stream) {
+  const std::int64_t n = p.rows * (p.of_a + p.of_b);
+  FK_LAUNCH((cat_kernel<T, S>), all_blocks((n + kPixelThreads - 1) / kPixelThreads), kPixelThreads, 0, stream, p);
+}
+
 }  // namespace
+
+void weighted_cat(const CatPlan& p, cudaStream_t stream) {
+  if (p.dtype == DType::f64) launch_cat<double, double>(p, stream);
+  else if (p.dtype == DType::f32) launch_cat<float, float>(p, stream);
+  else if (p.dtype == DType::f16) launch_cat<float, Half>(p, stream);
+  else launch_cat<float, BFloat16>(p, stream);
+  check_launch("mp_cat");
+}
 
 void pixels(const PixelsPlan& p, cudaStream_t stream) {
   if (p.dtype == DType::f64) launch_type<double, double>(p, stream);

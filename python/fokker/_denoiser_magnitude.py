@@ -50,27 +50,76 @@ def _weighted_reference(a: Tensor, b: Tensor, wa: float, wb: float, dim: int) ->
     return torch.cat((wa * a, wb * b), dim)
 
 
+def _empty(like: Tensor, shape: Sequence[int], last: bool) -> Tensor:
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def _weighted_fake(a: Tensor, b: Tensor, wa: float, wb: float, dim: int) -> Tensor:
-    y = a.new_empty([n + b.shape[i] * (i == dim) for i, n in enumerate(a.shape)])
-    return y.contiguous(memory_format=torch.channels_last) if _lies_last(torch.empty_like(a)) else y
+    shape = [n + b.shape[i] if i == dim else n for i, n in enumerate(a.shape)]
+    return _empty(a, shape, _lies_last(a))
+
+
+def _together(t: Tensor, dim: int, last: bool) -> Tensor:
+    """Rows of what ``dim`` and the dimensions after it hold, in memory order; a tensor of other strides is copied."""
+    if last:
+        return t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+    return t.contiguous().reshape(math.prod(t.shape[:dim]), math.prod(t.shape[dim:]))
 
 
 def _weighted_kernel(module: Any) -> Kernel:
     def run(a: Tensor, b: Tensor, wa: float, wb: float, dim: int) -> Tensor:
         y = _weighted_fake(a, b, wa, wb, dim)
-        with torch.no_grad():
-            for w, part, at in ((wa, a, 0), (wb, b, a.shape[dim])):
-                if part.numel():
-                    affine_step(part, (), row((w,), part), out=y.narrow(dim, at, part.shape[dim]))
+        last = dim == 1 and _lies_last(y)
+        module.weighted_cat(*(_together(t, dim, last) for t in (a, b, y)), wa, wb, False)
         return y
 
     return run
 
 
+def _steps_into_parts(a: Tensor, b: Tensor, wa: float, wb: float, dim: int) -> Tensor:
+    y = _weighted_fake(a, b, wa, wb, dim)
+    with torch.no_grad():
+        for w, part, at in ((wa, a, 0), (wb, b, a.shape[dim])):
+            if part.numel():
+                affine_step(part, (), row((w,), part), out=y.narrow(dim, at, part.shape[dim]))
+    return y
+
+
+def _split_reference(grad: Tensor, wa: float, wb: float, dim: int, na: int) -> tuple[Tensor, Tensor]:
+    a, b = grad.split((na, grad.shape[dim] - na), dim)
+    return wa * a, wb * b
+
+
+def _split_fake(grad: Tensor, wa: float, wb: float, dim: int, na: int) -> tuple[Tensor, Tensor]:
+    last = dim == 1 and _lies_last(grad)
+    shapes = [[*grad.shape[:dim], n, *grad.shape[dim + 1 :]] for n in (na, grad.shape[dim] - na)]
+    return _empty(grad, shapes[0], last), _empty(grad, shapes[1], last)
+
+
+def _split_kernel(module: Any) -> Kernel:
+    def run(grad: Tensor, wa: float, wb: float, dim: int, na: int) -> tuple[Tensor, Tensor]:
+        a, b = _split_fake(grad, wa, wb, dim, na)
+        last = dim == 1 and _lies_last(grad)
+        module.weighted_cat(*(_together(t, dim, last) for t in (a, b, grad)), wa, wb, True)
+        return a, b
+
+    return run
+
+
+_weighted_split = Op(
+    "denoiser_mp_cat_vjp(Tensor grad, float wa, float wb, int dim, int na) -> (Tensor, Tensor)",
+    tensors=1,
+    reference=_split_reference,
+    fake=_split_fake,
+    kernels={**native_kernels(_split_kernel), "triton": _split_reference},  # torch ops: Triton has no kernel of it
+)
+
+
 def _weighted_backward(needs: Sequence[bool], saved: Any, extra: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wa, wb, dim, na = *extra, saved[0].shape[extra[2]]
-    parts = ((wa, grad.narrow(dim, 0, na)), (wb, grad.narrow(dim, na, grad.shape[dim] - na)))
-    return tuple(affine_step(g, (), row((w,), g)) if need else None for need, (w, g) in zip(needs, parts, strict=True))
+    make = _split_reference if torch.is_grad_enabled() else _weighted_split
+    a, b = make(grad, *extra, saved[0].shape[extra[2]])
+    return a if needs[0] else None, b if needs[1] else None
 
 
 _weighted_cat = Op(
@@ -78,7 +127,7 @@ _weighted_cat = Op(
     tensors=2,
     reference=_weighted_reference,
     fake=_weighted_fake,
-    kernels={**native_kernels(_weighted_kernel), "triton": _weighted_kernel(None)},  # affine steps on any backend
+    kernels={**native_kernels(_weighted_kernel), "triton": _steps_into_parts},
     backward=_weighted_backward,
 )
 
