@@ -186,12 +186,15 @@ def others(w: Tensor) -> Tensor:
     return (w.sum(-1, keepdim=True) - w).scatter(-1, top, rest)
 
 
+def host_may_look(*tensors: Tensor) -> bool:
+    """Whether numbers can be read at once: no device to wait for, nothing traced."""
+    return not _is_compiling() and not _functorch_level() and all(t.is_cpu and type(t) is Tensor for t in tensors)
+
+
 def _weights(function: str, value: Any, c: Call, exclude_self: bool) -> tuple[Tensor, Tensor]:
     # log weights, and the logarithm of what a row is divided by
     w = c.like_data(value, "weights", 0)
-    # only where nobody waits for a device: elsewhere negative weights and sums of zero give NaN
-    traced = _is_compiling() or _functorch_level() or type(w) is not Tensor
-    if w.device.type == "cpu" and not traced:
+    if host_may_look(w):  # elsewhere negative weights and sums of zero give NaN
         if bool((w < 0).any()):
             raise ValueError(f"{function}: weights must not be negative, got {float(w.min())}")
         if w.shape[1] and bool((w.sum(1) == 0).any()):
