@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/kde_cells.h"
 #include "cpu/kde_pass.h"
 #include "cpu/kde_prune.h"
 #include "cpu/kde_sample.h"
@@ -112,12 +113,8 @@ template <typename T> void again_in_double(const KdeSums& call, std::vector<std:
   }
 }
 
-}  // namespace
-
-template <typename T> void kde_sums(const KdeSums& given) {
+template <typename T> void direct(const KdeSums& given) {
   KdeSums call = given;
-  if (call.n <= 0) return;
-  if (call.m <= 0) return fill_empty<T>(call);
   const bool gaussian = call.kernel == math::Kernel::gaussian;
   const Metric metric = call.kernel == math::Kernel::laplace ? Metric::absolute
                         : gaussian && call.d > kSmallDim     ? Metric::product
@@ -211,6 +208,44 @@ template <typename T> void kde_sums(const KdeSums& given) {
   collect(nullptr, inexact);
   general.reset();
   if (!queries.empty()) again<T>(call, scan, bound, queries);
+}
+
+// By cells, and what they leave directly; false, with nothing done, where cells do not serve or do not pay.
+bool by_cells(const KdeSums& call) {
+  if (!KdeCells::serves(call)) return false;
+  KdeCells cells(call);
+  if (!cells.pays()) return false;
+  KdeScan scan;
+  scan.run<float>(call, false);
+  if (scan.poisoned || !(scan.widest < 1e30)) return false;
+  const std::vector<std::int64_t> rest = cells.run(scan);
+  if (rest.empty()) return true;
+  const std::size_t d = static_cast<std::size_t>(call.d), n = rest.size();
+  std::vector<float> x(n * d), values(n * d);
+  std::vector<double> log_sum(n);
+  const auto copy = [&](const float* from, float* to) { std::copy(from, from + d, to); };
+  for (std::size_t s = 0; s < n; ++s) copy(static_cast<const float*>(call.x) + rest[s] * call.d, x.data() + s * d);
+  KdeSums some = call;
+  some.n = static_cast<std::int64_t>(n), some.x = x.data();
+  if (call.log_sum) some.log_sum = log_sum.data();
+  if (call.values) some.values = values.data();
+  direct<float>(some);
+  for (std::size_t s = 0; s < n; ++s) {
+    if (call.log_sum) call.log_sum[rest[s]] = log_sum[s];
+    if (call.values && call.weighting != KdeSums::Values::none)
+      copy(values.data() + s * d, static_cast<float*>(call.values) + rest[s] * call.d);
+  }
+  return true;
+}
+
+}  // namespace
+
+template <typename T> void kde_sums(const KdeSums& call) {
+  if (call.n <= 0) return;
+  if (call.m <= 0) return fill_empty<T>(call);
+  if constexpr (sizeof(T) == 4)
+    if (by_cells(call)) return;
+  direct<T>(call);
 }
 
 template void kde_sums<float>(const KdeSums&);

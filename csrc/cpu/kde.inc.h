@@ -1,6 +1,7 @@
 // Body of the density sums, compiled once per instruction set: a block of queries against a range of a packed chunk.
 #include <algorithm>
 
+#include "cpu/kde_cells.inc.h"
 #include "cpu/kde_plan.h"
 #include "cpu/kde_prepare.inc.h"
 #include "cpu/kde_prune.inc.h"

@@ -92,6 +92,16 @@ template <typename T> struct KdeBounds {
   T* bound;  // base 2; -inf: nothing
 };
 
+// An expansion about the centre of a cell (kde_cells.h).
+struct KdeCell {
+  static constexpr int kOrder = 16;
+  const float *y[2], *term;  // by place; readable 64 beyond the last run
+  const KdeRun* runs;
+  std::int64_t run_count;
+  float centre[2], scale, beta;
+  double* moments;  // (kOrder, kOrder)
+};
+
 // Rounding errors of a long sum grow with the length of its blocks.
 inline int kde_block_length(Metric metric, std::int64_t d, bool exact) {
   if (metric == Metric::product && exact && d > 24 && d <= 128) return 16;
@@ -106,6 +116,9 @@ inline int kde_block_length(Metric metric, std::int64_t d, bool exact) {
   template <typename T, typename A> void kde_block(const KdeBlock<T, A>*);                                             \
   /* Up to four coordinates, gaussian, one bandwidth or one per query; rows[i].top is 0 but in the fixed form. */      \
   template <typename T> void kde_small(const KdeBlock<T, T>*);                                                         \
+  void kde_moments(const KdeCell*);                                                                                    \
+  void kde_expansion(const double* coefficients, const double* t0, const double* t1, std::int64_t count, double* f,    \
+                     double* even, double* d0, double* d1);                                                            \
   /* Up to three coordinates. */                                                                                       \
   template <typename T> void kde_bounds(const KdeBounds<T>*);                                                          \
   template <typename T, typename A> double kde_centre(const T* row, const double* centre, std::int64_t d, A* to);      \
