@@ -12,13 +12,13 @@ and score = (alpha E[x_0 | x] - x) / sigma^2 (Tweedie's formula; Efron 2011), th
 
 Queries ``x`` are (..., d); ``alpha`` and ``sigma`` are numbers, or tensors that broadcast to the batch (...), one a
 query. All is differentiable in x, alpha, sigma, means, covariances and weights, twice, with no array of all queries by
-all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and
-components go to the fused sums of `fokker.kde`; others at one noise level (on the CPU: at a few, each by itself) to the
-kernels of Gaussian mixtures, by a root of each inverse covariance (if full, a Cholesky factorisation a component and
-call, then O(d^2) a pair); many levels, and low rank at d > 128 or few queries, to tiles of torch ops, by one
-eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity and the matrix determinant
-lemma. All in float64 with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in
-float32, is all that is lost), in the dtype of x with "high".
+all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and components
+(on the CPU, at one noise level: of many components) go to the fused sums of `fokker.kde`; others at one noise level (on
+the CPU: at a few, each by itself) to the kernels of Gaussian mixtures, by a root of each inverse covariance (if full, a
+Cholesky factorisation a component and call, then O(d^2) a pair); many levels, and low rank at d > 128 or few queries,
+to tiles of torch ops, by one eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity
+and the matrix determinant lemma. All in float64 with precision="highest" whatever the dtype of x (the result's own
+rounding, 6e-8 of it in float32, is all that is lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
@@ -52,6 +52,7 @@ __all__ = [
     "score",
     "select_components",
 ]
+_FEW = 16  # components that a CPU's density sum, made for long rows, takes up to three times as long for
 _A_LEVEL = 256  # queries that pay for sums of their own, where there are several levels
 OUTPUTS = {"log_prob": 0, "score": SCORE, "posterior_mean": MEAN, "responsibilities": SHARES, "mahalanobis": DISTANCE}
 
@@ -205,8 +206,10 @@ def _by_components(
 
 # ---- isotropic mixtures as density sums -----------------------------------------------------------------------------
 def _fused(mixture: Mixture, mask: int, alpha: Tensor, sigma: Tensor) -> bool:
-    """Whether the scales alpha^2 v_k + sigma_i^2 and the centres are those of a density sum."""
+    """Whether the scales alpha^2 v_k + sigma_i^2 and the centres are those of a density sum, and that pays."""
     if mixture.covariance_type != "isotropic" or mask & (SHARES | DISTANCE) or alpha.shape[0] != 1:
+        return False
+    if sigma.shape[0] == 1 and alpha.device.type == "cpu" and mixture.n_components <= _FEW:
         return False
     return sigma.shape[0] == 1 or mixture.shared
 
