@@ -44,6 +44,7 @@ class KdeCells {
       const double cells = std::floor((high_[k] - low_[k]) / side_) + 1;
       if (!(cells <= (call.d == 1 ? 1 << kKeyBits : 1 << (kKeyBits / 2)))) return;
       size_[k] = static_cast<std::int64_t>(cells);
+      low_[k] = 0.5 * (low_[k] + high_[k] - cells * side_);  // a single cell is about the queries' middle
     }
     if (size_[0] * size_[1] > 4 * call.n) return;
     if (seems_crowded()) find_cells();
