@@ -34,41 +34,46 @@ namespace math = fokker::math;
 
 struct Cpu {
   static constexpr fokker::Device device = fokker::Device::cpu;
-  struct Guard { explicit Guard(const TensorView&) {} };
+  struct Guard {
+    explicit Guard(const TensorView&) {}
+  };
 
-  template <typename T> static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+  template <typename T>
+  static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard&) {
     cpu::bessel<T>(fn, order, e, dtype, out);
   }
-  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype,
+                                               void* const* out, Guard&) {
     cpu::vmf_scalar<T>(fn, dim, e, dtype, out);
   }
-  template <typename T> static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard&) {
+  template <typename T>
+  static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard&) {
     cpu::vmf_bregman<T>(dim, e, dtype, out);
   }
   template <typename T> static void vmf_log_prob(std::int64_t dim, const Elementwise& e, T* out, Guard&) {
     cpu::vmf_log_prob<T>(dim, e, out);
   }
-  template <typename T>
-  static void vmf_sample(const T* mean, std::int64_t mean_stride, const T* k, std::int64_t k_stride, std::int64_t batch,
-                         const std::int64_t* ids, std::int64_t first_id, std::uint64_t seed, std::uint32_t step,
-                         std::int64_t dim, std::int64_t n, T* out, T* w, T* one_minus_w, Guard&) {
+  template <typename T> static void vmf_sample(const T* mean, std::int64_t mean_stride, const T* k,
+                                               std::int64_t k_stride, std::int64_t batch, const std::int64_t* ids,
+                                               std::int64_t first_id, std::uint64_t seed, std::uint32_t step,
+                                               std::int64_t dim, std::int64_t n, T* out, T* w, T* one_minus_w, Guard&) {
     const auto kernel = FK_PER_ISA(vmf_sample, T);
     cpu::parallel_for(n, 1 + cpu::kSampleGrain / dim, [&](std::int64_t begin, std::int64_t end) {
       kernel(mean, mean_stride, k, k_stride, ids, first_id, seed, step, dim, out, w, one_minus_w, begin, end, batch);
     });
   }
-  template <typename T>
-  static void vmf_sample_backward(const T* grad, const T* x, const T* mean, std::int64_t mean_stride, std::int64_t batch,
-                                  const T* w, const T* one_minus_w, std::int64_t dim, std::int64_t n, T* grad_mean,
-                                  T* grad_cosine, Guard&) {
+  template <typename T> static void vmf_sample_backward(const T* grad, const T* x, const T* mean,
+                                                        std::int64_t mean_stride, std::int64_t batch, const T* w,
+                                                        const T* one_minus_w, std::int64_t dim, std::int64_t n,
+                                                        T* grad_mean, T* grad_cosine, Guard&) {
     const auto kernel = FK_PER_ISA(vmf_sample_backward, T);
     cpu::parallel_for(n, 1 + cpu::kSampleGrain / dim, [&](std::int64_t begin, std::int64_t end) {
       kernel(grad, x, mean, mean_stride, w, one_minus_w, dim, grad_mean, grad_cosine, begin, end, batch);
     });
   }
-  template <typename T>
-  static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement, const T* w,
-                                  const T* one_minus_w, T* out, std::int64_t n, Guard&) {
+  template <typename T> static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement,
+                                                        const T* w, const T* one_minus_w, T* out, std::int64_t n,
+                                                        Guard&) {
     const auto kernel = FK_PER_ISA(vmf_cosine_gradient, T);
     cpu::parallel_for(n, 64, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; i += cpu::kChunk)
@@ -76,8 +81,8 @@ struct Cpu {
                static_cast<int>(std::min<std::int64_t>(cpu::kChunk, end - i)));
     });
   }
-  template <typename T>
-  static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial, int blocks, double* out, Guard&) {
+  template <typename T> static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d,
+                                              double* partial, int blocks, double* out, Guard&) {
     cpu::resultant<T>(x, weights, n, d, partial, blocks, out);
   }
   template <typename T>
@@ -86,9 +91,13 @@ struct Cpu {
   }
   static constexpr bool adjacent_queries = false;
   static void distance_sums(const fokker::DistanceSums& p, Guard&) { cpu::distance_sums(p); }
-  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard&) { cpu::gaussian_joint<T>(p); }
+  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard&) {
+    cpu::gaussian_joint<T>(p);
+  }
   template <typename T> static void gaussian_pull(const fokker::GaussianPull& p, Guard&) { cpu::gaussian_pull<T>(p); }
-  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard&) { cpu::gaussian_moments<T>(p); }
+  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard&) {
+    cpu::gaussian_moments<T>(p);
+  }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard&) { cpu::kde_sums<T>(s); }
   static void random_fill(const fokker::RandomPlan& p, Guard&) { cpu::random_fill(p); }
   static constexpr bool folds = true;
@@ -125,9 +134,15 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   fokker::bind::bind_particle_ops<Cpu>(m);
   fokker::bind::bind_norm_ops<Cpu>(m);
   fokker::bind::bind_group_ops<Cpu>(m);
-  m.def("set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); }, pybind11::arg("address"));
-  m.def("spin", [](bool exponentials, bool wide, std::int64_t n) { return wide ? FK_PER_ISA(spin, double)(exponentials, n) : FK_PER_ISA(spin, float)(exponentials, n); },
-        pybind11::arg("exponentials"), pybind11::arg("wide"), pybind11::arg("n"));
+  m.def(
+      "set_parallel_for", [](std::uintptr_t f) { cpu::torch_parallel_for() = reinterpret_cast<cpu::ParallelForFn>(f); },
+      pybind11::arg("address"));
+  m.def(
+      "spin",
+      [](bool exponentials, bool wide, std::int64_t n) {
+        return wide ? FK_PER_ISA(spin, double)(exponentials, n) : FK_PER_ISA(spin, float)(exponentials, n);
+      },
+      pybind11::arg("exponentials"), pybind11::arg("wide"), pybind11::arg("n"));
   m.def("isa", &cpu::isa_name);
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"));
   cpu::active_isa();  // a wrong FOKKER_CPU_ISA fails the import, with its own words

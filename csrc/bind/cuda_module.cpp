@@ -57,13 +57,16 @@ struct Cuda {
   static constexpr fokker::Device device = fokker::Device::cuda;
 #endif
 
-  template <typename T> static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+  template <typename T>
+  static void bessel(math::Fn fn, int order, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
     cuda::bessel<T>(fn, order, e, dtype, out, g.stream);
   }
-  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+  template <typename T> static void vmf_scalar(math::VmfFn fn, std::int64_t dim, const Elementwise& e, DType dtype,
+                                               void* const* out, Guard& g) {
     cuda::vmf_scalar<T>(fn, dim, e, dtype, out[0], g.stream);
   }
-  template <typename T> static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
+  template <typename T>
+  static void vmf_bregman(std::int64_t dim, const Elementwise& e, DType dtype, void* const* out, Guard& g) {
     cuda::vmf_bregman<T>(dim, e, dtype, out, g.stream);
   }
   template <typename T> static void vmf_log_prob(std::int64_t dim, const Elementwise& e, T* out, Guard& g) {
@@ -73,21 +76,23 @@ struct Cuda {
   static void vmf_sample(const T* mean, std::int64_t mean_stride, const T* k, std::int64_t k_stride, std::int64_t batch,
                          const std::int64_t* ids, std::int64_t first_id, std::uint64_t seed, std::uint32_t step,
                          std::int64_t dim, std::int64_t n, T* out, T* w, T* one_minus_w, Guard& g) {
-    cuda::vmf_sample<T>(mean, mean_stride, k, k_stride, batch, ids, first_id, seed, step, dim, n, out, w, one_minus_w, g.stream);
+    cuda::vmf_sample<T>(mean, mean_stride, k, k_stride, batch, ids, first_id, seed, step, dim, n, out, w, one_minus_w,
+                        g.stream);
   }
-  template <typename T>
-  static void vmf_sample_backward(const T* grad, const T* x, const T* mean, std::int64_t mean_stride, std::int64_t batch,
-                                  const T* w, const T* one_minus_w, std::int64_t dim, std::int64_t n, T* grad_mean,
-                                  T* grad_cosine, Guard& g) {
-    cuda::vmf_sample_backward<T>(grad, x, mean, mean_stride, batch, w, one_minus_w, dim, n, grad_mean, grad_cosine, g.stream);
+  template <typename T> static void vmf_sample_backward(const T* grad, const T* x, const T* mean,
+                                                        std::int64_t mean_stride, std::int64_t batch, const T* w,
+                                                        const T* one_minus_w, std::int64_t dim, std::int64_t n,
+                                                        T* grad_mean, T* grad_cosine, Guard& g) {
+    cuda::vmf_sample_backward<T>(grad, x, mean, mean_stride, batch, w, one_minus_w, dim, n, grad_mean, grad_cosine,
+                                 g.stream);
   }
-  template <typename T>
-  static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement, const T* w,
-                                  const T* one_minus_w, T* out, std::int64_t n, Guard& g) {
+  template <typename T> static void vmf_cosine_gradient(std::int64_t dim, const T* k, const T* a, const T* complement,
+                                                        const T* w, const T* one_minus_w, T* out, std::int64_t n,
+                                                        Guard& g) {
     cuda::vmf_cosine_gradient<T>(dim, k, a, complement, w, one_minus_w, out, n, g.stream);
   }
-  template <typename T>
-  static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d, double* partial, int blocks, double* out, Guard& g) {
+  template <typename T> static void resultant(const T* x, const T* weights, std::int64_t n, std::int64_t d,
+                                              double* partial, int blocks, double* out, Guard& g) {
     cuda::resultant<T>(x, weights, n, d, partial, blocks, out, g.stream);
   }
   template <typename T>
@@ -96,9 +101,15 @@ struct Cuda {
   }
   static constexpr bool adjacent_queries = true;
   static void distance_sums(const fokker::DistanceSums& p, Guard& g) { cuda::distance_sums(p, g.stream); }
-  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard& g) { cuda::gaussian_joint<T>(p, g.stream); }
-  template <typename T> static void gaussian_pull(const fokker::GaussianPull& p, Guard& g) { cuda::gaussian_pull<T>(p, g.stream); }
-  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard& g) { cuda::gaussian_moments<T>(p, g.stream); }
+  template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard& g) {
+    cuda::gaussian_joint<T>(p, g.stream);
+  }
+  template <typename T> static void gaussian_pull(const fokker::GaussianPull& p, Guard& g) {
+    cuda::gaussian_pull<T>(p, g.stream);
+  }
+  template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard& g) {
+    cuda::gaussian_moments<T>(p, g.stream);
+  }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard& g) { cuda::kde_sums<T>(s, g.stream); }
   static void random_fill(const fokker::RandomPlan& p, Guard& g) { cuda::random_fill(p, g.stream); }
   static constexpr bool folds = false;
@@ -149,10 +160,13 @@ PYBIND11_MODULE(FK_MODULE, m, pybind11::mod_gil_not_used()) {
   m.attr("cuda_version") = CUDART_VERSION;  // of the build: 1000 major + 10 minor
 #ifdef FOKKER_EMU
   m.doc() = "fokker's CUDA kernels on a host emulator, for tests.";
-  m.def("set_order", [](const std::string& order, std::uint64_t seed) {
-    if (!fokker::emu::set_order(order, seed))
-      fokker::raise<fokker::ValueError>("order must be forward, reverse or random, got '", order, "'");
-  }, pybind11::arg("order"), pybind11::arg("seed") = 0);
+  m.def(
+      "set_order",
+      [](const std::string& order, std::uint64_t seed) {
+        if (!fokker::emu::set_order(order, seed))
+          fokker::raise<fokker::ValueError>("order must be forward, reverse or random, got '", order, "'");
+      },
+      pybind11::arg("order"), pybind11::arg("seed") = 0);
 #else
   m.doc() = "fokker's CUDA kernels; called through the public functions, which check and promote.";
 #endif

@@ -11,9 +11,8 @@
 
 namespace fokker::bind {
 
-template <typename Backend>
-void distance_sums(const TensorView& x, const TensorView& y, const TensorView& weight, const TensorView& sum,
-                   const std::optional<TensorView>& slope) {
+template <typename Backend> void distance_sums(const TensorView& x, const TensorView& y, const TensorView& weight,
+                                               const TensorView& sum, const std::optional<TensorView>& slope) {
   constexpr int points = Backend::adjacent_queries ? 2 : 1, coordinates = 3 - points;
   const auto check = [&](const TensorView& t, const char* name, int ndim) {
     check_ndim(t, name, ndim);
@@ -21,7 +20,8 @@ void distance_sums(const TensorView& x, const TensorView& y, const TensorView& w
     if (t.device_id != x.device_id) raise<TypeError>(name, " and x must be on one device");
     check_dtype(t, name, DType::f64);
     check_contiguous(t, name);
-    if (t.shape[0] != x.shape[0]) raise<ValueError>(name, " ", shape_of(t), " and x ", shape_of(x), " must have one batch");
+    if (t.shape[0] != x.shape[0])
+      raise<ValueError>(name, " ", shape_of(t), " and x ", shape_of(x), " must have one batch");
   };
   check(x, "x", 3);
   check(y, "y", 3);

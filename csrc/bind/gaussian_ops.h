@@ -57,10 +57,10 @@ template <typename Backend> struct GaussianShapes {
   }
 };
 
-template <typename Backend>
-void gaussian_joint(const TensorView& x, const TensorView& mean, const TensorView& root, const TensorView& bias,
-                    bool triangular, const std::optional<TensorView>& joint, const std::optional<TensorView>& log_sum,
-                    bool shares) {
+template <typename Backend> void gaussian_joint(const TensorView& x, const TensorView& mean, const TensorView& root,
+                                                const TensorView& bias, bool triangular,
+                                                const std::optional<TensorView>& joint,
+                                                const std::optional<TensorView>& log_sum, bool shares) {
   const GaussianShapes<Backend> s(x, mean);
   GaussianJoint p;
   p.n = s.n, p.k = s.k, p.d = s.d;
@@ -81,9 +81,9 @@ void gaussian_joint(const TensorView& x, const TensorView& mean, const TensorVie
   });
 }
 
-template <typename Backend>
-void gaussian_pull(const TensorView& weight, const TensorView& x, const TensorView& mean, const TensorView& pull,
-                   const std::optional<TensorView>& offset, const TensorView& out) {
+template <typename Backend> void gaussian_pull(const TensorView& weight, const TensorView& x, const TensorView& mean,
+                                               const TensorView& pull, const std::optional<TensorView>& offset,
+                                               const TensorView& out) {
   const GaussianShapes<Backend> s(x, mean);
   GaussianPull p;
   p.n = s.n, p.k = s.k, p.d = s.d;
@@ -103,9 +103,9 @@ void gaussian_pull(const TensorView& weight, const TensorView& x, const TensorVi
   });
 }
 
-template <typename Backend>
-void gaussian_moments(const TensorView& weight, const TensorView& x, const TensorView& mean, const TensorView& mass,
-                      const TensorView& first, const TensorView& second) {
+template <typename Backend> void gaussian_moments(const TensorView& weight, const TensorView& x, const TensorView& mean,
+                                                  const TensorView& mass, const TensorView& first,
+                                                  const TensorView& second) {
   const GaussianShapes<Backend> s(x, mean);
   GaussianMoments p;
   p.n = s.n, p.k = s.k, p.d = s.d;
@@ -128,10 +128,10 @@ template <typename Backend> void bind_gaussian_ops(py::module_& m) {
         arg("joint"), arg("log_sum"), arg("shares"));
   m.def("gaussian_pull", &gaussian_pull<Backend>, arg("weight"), arg("x"), arg("mean"), arg("pull"), arg("offset"),
         arg("out"));
-  m.def("gaussian_moments", &gaussian_moments<Backend>, arg("weight"), arg("x"), arg("mean"), arg("mass"),
-        arg("first"), arg("second"));
-  m.attr("gaussian_rows") = kGaussianRows;                  // of a panel
-  m.attr("adjacent_queries") = Backend::adjacent_queries;   // x is (d, n) and the result of a pull (rows, n)
+  m.def("gaussian_moments", &gaussian_moments<Backend>, arg("weight"), arg("x"), arg("mean"), arg("mass"), arg("first"),
+        arg("second"));
+  m.attr("gaussian_rows") = kGaussianRows;                 // of a panel
+  m.attr("adjacent_queries") = Backend::adjacent_queries;  // x is (d, n) and the result of a pull (rows, n)
 }
 
 }  // namespace fokker::bind

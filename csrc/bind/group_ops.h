@@ -13,8 +13,8 @@ namespace fokker::bind {
 using Optional = std::optional<TensorView>;
 
 // A tensor of the plan's shape and dtype in its layout.
-template <typename Backend>
-GroupMap group_map(const GroupPlan& p, const TensorView& t, const TensorView& x, const char* name, bool written = false) {
+template <typename Backend> GroupMap group_map(const GroupPlan& p, const TensorView& t, const TensorView& x,
+                                               const char* name, bool written = false) {
   check_device(t, name, Backend::device);
   if (t.device_id != x.device_id) raise<TypeError>(name, " and x must be on one device");
   check_dtype(t, name, x.dtype);
@@ -29,15 +29,16 @@ GroupMap group_map(const GroupPlan& p, const TensorView& t, const TensorView& x,
   }
   fits = fits && (p.last ? t.shape[1] == 1 || t.strides[1] == 1 : size == 1 || step == 1);
   if (!fits)
-    raise<TypeError>(name, " must be ", p.last ? "channels_last" : "contiguous", " within a sample, as x is said to be");
+    raise<TypeError>(name, " must be ", p.last ? "channels_last" : "contiguous",
+                     " within a sample, as x is said to be");
   GroupMap m{t.data, t.strides[0], p.last ? step : t.strides[1]};
   if (written && ((t.shape[0] > 1 && m.batch_stride == 0) || ((p.last ? size : t.shape[1]) > 1 && m.row_stride == 0)))
     raise<ValueError>(name, " ", shape_of(t), " must not be an expanded tensor");
   return m;
 }
 
-template <typename Backend> GroupPlan group_plan(const TensorView& x, std::int64_t groups, int activation, bool centred,
-                                                 bool last) {
+template <typename Backend>
+GroupPlan group_plan(const TensorView& x, std::int64_t groups, int activation, bool centred, bool last) {
   check_device(x, "x", Backend::device);
   if (x.ndim < 2) raise<ValueError>("x must have shape (batch, channels, ...), got ", shape_of(x));
   if (x.dtype == DType::i64) raise<TypeError>("x must have dtype float16, bfloat16, float32 or float64, got int64");
@@ -92,9 +93,9 @@ template <typename Backend> void group_launch(GroupPlan& p, const TensorView& x,
   without_gil(x.numel(), [&] { Backend::group_run(p, guard); });
 }
 
-template <typename Backend>
-void group_parameters(GroupPlan& p, const TensorView& x, const Optional& weight, const Optional& bias,
-                      const Optional& scale, const Optional& shift, const Optional& std) {
+template <typename Backend> void group_parameters(GroupPlan& p, const TensorView& x, const Optional& weight,
+                                                  const Optional& bias, const Optional& scale, const Optional& shift,
+                                                  const Optional& std) {
   p.weight = group_parameter<Backend>(p, weight, x, "weight", p.channels, false);
   p.bias = group_parameter<Backend>(p, bias, x, "bias", p.channels, false);
   p.scale = group_parameter<Backend>(p, scale, x, "scale", p.channels, true);
@@ -102,11 +103,11 @@ void group_parameters(GroupPlan& p, const TensorView& x, const Optional& weight,
   p.std = group_parameter<Backend>(p, std, x, "std", p.groups, true);
 }
 
-template <typename Backend>
-void group_norm(const TensorView& x, const Optional& residual, const Optional& weight, const Optional& bias,
-                const Optional& scale, const Optional& shift, const Optional& std, std::int64_t groups, double eps,
-                int activation, bool centred, bool last, const Optional& sum, const TensorView& out,
-                const TensorView& stats, const Optional& work) {
+template <typename Backend> void group_norm(const TensorView& x, const Optional& residual, const Optional& weight,
+                                            const Optional& bias, const Optional& scale, const Optional& shift,
+                                            const Optional& std, std::int64_t groups, double eps, int activation,
+                                            bool centred, bool last, const Optional& sum, const TensorView& out,
+                                            const TensorView& stats, const Optional& work) {
   GroupPlan p = group_plan<Backend>(x, groups, activation, centred, last);
   if (!(eps > 0)) raise<ValueError>("eps must be positive, got ", eps);
   p.eps = eps;
@@ -122,11 +123,11 @@ void group_norm(const TensorView& x, const Optional& residual, const Optional& w
   group_launch<Backend>(p, x, work);
 }
 
-template <typename Backend>
-void group_norm_vjp(const TensorView& x, const TensorView& grad, const Optional& grad_sum, const Optional& weight,
-                    const Optional& bias, const Optional& scale, const Optional& shift, const Optional& std,
-                    const TensorView& stats, std::int64_t groups, int activation, bool centred, bool last,
-                    const TensorView& out, const TensorView& sums, const Optional& work) {
+template <typename Backend> void group_norm_vjp(const TensorView& x, const TensorView& grad, const Optional& grad_sum,
+                                                const Optional& weight, const Optional& bias, const Optional& scale,
+                                                const Optional& shift, const Optional& std, const TensorView& stats,
+                                                std::int64_t groups, int activation, bool centred, bool last,
+                                                const TensorView& out, const TensorView& sums, const Optional& work) {
   GroupPlan p = group_plan<Backend>(x, groups, activation, centred, last);
   p.backward = true;
   p.x = group_map<Backend>(p, x, x, "x");

@@ -40,10 +40,10 @@ template <typename Backend> HeadTensor head_like(const TensorView& t, const char
   return head_tensor(t);
 }
 
-template <typename Backend>
-HeadsPlan heads_plan(const Views& x, const MaybeViews& weights, const MaybeViews& biases,
-                     const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm, double eps,
-                     bool interleaved) {
+template <typename Backend> HeadsPlan heads_plan(const Views& x, const MaybeViews& weights, const MaybeViews& biases,
+                                                 const std::optional<TensorView>& cos,
+                                                 const std::optional<TensorView>& sin, int norm, double eps,
+                                                 bool interleaved) {
   if (x.size() < 2 || x.size() > kMaxParts || weights.size() != 2 || biases.size() != 2)
     raise<ValueError>("queries and keys, perhaps values, expected, with two weights and biases; got ", x.size(),
                       " tensors, ", weights.size(), " and ", biases.size());
@@ -81,7 +81,8 @@ HeadsPlan heads_plan(const Views& x, const MaybeViews& weights, const MaybeViews
   check_same_shape(*sin, "sin", *cos, "cos");
   p.cos = small<Backend>(*cos, "cos", first), p.sin = small<Backend>(*sin, "sin", first);
   const std::int64_t width = cos->shape[2];
-  if ((cos->shape[0] != 1 && cos->shape[0] != p.batch) || cos->shape[1] != p.tokens || (width != dim && width != dim / 2))
+  if ((cos->shape[0] != 1 && cos->shape[0] != p.batch) || cos->shape[1] != p.tokens ||
+      (width != dim && width != dim / 2))
     raise<ValueError>("cos ", shape_of(*cos), " must have shape (1 or ", p.batch, ", ", p.tokens, ", ", dim / 2, " or ",
                       dim, ")");
   p.width = static_cast<int>(width);
@@ -100,22 +101,24 @@ template <typename Backend> void run_heads(HeadsPlan& p, const TensorView& first
 }  // namespace heads_detail
 
 // x: queries, keys and perhaps values (copied), (batch, heads, tokens, dim) of any strides; out: of their shapes.
-template <typename Backend>
-void heads_norm_rope(const heads_detail::Views& x, const heads_detail::MaybeViews& weights, const heads_detail::MaybeViews& biases,
-                     const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm, double eps,
-                     bool interleaved, const heads_detail::Views& out) {
+template <typename Backend> void heads_norm_rope(const heads_detail::Views& x, const heads_detail::MaybeViews& weights,
+                                                 const heads_detail::MaybeViews& biases,
+                                                 const std::optional<TensorView>& cos,
+                                                 const std::optional<TensorView>& sin, int norm, double eps,
+                                                 bool interleaved, const heads_detail::Views& out) {
   HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
   if (out.size() != x.size()) raise<ValueError>("out must be ", x.size(), " tensors, got ", out.size());
   for (std::size_t i = 0; i < x.size(); ++i) p.part[i].out = heads_detail::head_like<Backend>(out[i], "out", x[i]);
   heads_detail::run_heads<Backend>(p, x[0]);
 }
 
-// grads: of the results; out: the gradients in x, where wanted; sums (2, 2, dim) in float64: in [weight, bias] of queries
-// and keys; partial: the workspace of backends that ask for one (heads_blocks).
+// grads: of the results; out: the gradients in x, where wanted; sums (2, 2, dim) in float64: in [weight, bias] of
+// queries and keys; partial: the workspace of backends that ask for one (heads_blocks).
 template <typename Backend>
-void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::MaybeViews& weights, const heads_detail::MaybeViews& biases,
-                         const std::optional<TensorView>& cos, const std::optional<TensorView>& sin, int norm,
-                         double eps, bool interleaved, const heads_detail::Views& grads, const heads_detail::MaybeViews& out,
+void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::MaybeViews& weights,
+                         const heads_detail::MaybeViews& biases, const std::optional<TensorView>& cos,
+                         const std::optional<TensorView>& sin, int norm, double eps, bool interleaved,
+                         const heads_detail::Views& grads, const heads_detail::MaybeViews& out,
                          const std::optional<TensorView>& sums, const std::optional<TensorView>& partial) {
   HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
   p.backward = true;
@@ -146,9 +149,9 @@ void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::Maybe
 namespace heads_detail {
 
 // Lays out a plan over the shape of `out` (the result, or its gradient): x and to_x hold the halves along `dim`.
-template <typename Backend>
-GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, int kind, bool gated, bool gate_first,
-                   int dim, const TensorView& out, const char* out_name, const TensorView* to_x) {
+template <typename Backend> GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, int kind,
+                                               bool gated, bool gate_first, int dim, const TensorView& out,
+                                               const char* out_name, const TensorView* to_x) {
   if (kind < 0 || kind >= math::kActivationCount)
     raise<ValueError>("kind must be 0 to ", math::kActivationCount - 1, ", got ", kind);
   if (x.ndim < 1 || x.ndim > kMaxDims || dim < 0 || dim >= x.ndim)
@@ -159,7 +162,8 @@ GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, i
   const std::int64_t size = x.shape[dim], half = gated ? size / 2 : size;
   bool fits = out.ndim == x.ndim && (!gated || size % 2 == 0);
   for (int d = 0; fits && d < x.ndim; ++d) fits = out.shape[d] == (d == dim ? half : x.shape[d]);
-  if (!fits) raise<ValueError>(out_name, " ", shape_of(out), " does not fit x ", shape_of(x), " with halves along ", dim);
+  if (!fits)
+    raise<ValueError>(out_name, " ", shape_of(out), " does not fit x ", shape_of(x), " with halves along ", dim);
   GatePlan p;
   p.dtype = x.dtype, p.wide = x.dtype == DType::f64, p.gated = gated;
   p.kind = static_cast<math::Activation>(kind);
@@ -183,7 +187,8 @@ GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, i
   put(to_x ? GateSlot::grad : GateSlot::out, out, 0);
   p.backward = to_x != nullptr;
   if (bias) {
-    if (bias->ndim != 1 || bias->shape[0] != size) raise<ValueError>("bias ", shape_of(*bias), " must have ", size, " entries");
+    if (bias->ndim != 1 || bias->shape[0] != size)
+      raise<ValueError>("bias ", shape_of(*bias), " must have ", size, " entries");
     auto* const data = static_cast<char*>(const_cast<void*>(small<Backend>(*bias, "bias", x)));
     const int wide = p.wide ? 8 : 4;
     auto &g = p.at[static_cast<int>(GateSlot::gate_bias)], &v = p.at[static_cast<int>(GateSlot::value_bias)];
@@ -196,17 +201,16 @@ GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, i
 
 }  // namespace heads_detail
 
-template <typename Backend>
-void heads_activation(const TensorView& x, const std::optional<TensorView>& bias, int kind, bool gated, bool gate_first,
-                      int dim, const TensorView& out) {
+template <typename Backend> void heads_activation(const TensorView& x, const std::optional<TensorView>& bias, int kind,
+                                                  bool gated, bool gate_first, int dim, const TensorView& out) {
   const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, out, "out", nullptr);
   if (p.n == 0) return;
   typename Backend::Guard guard(x);
   without_gil(p.n, [&] { Backend::gates(p, guard); });
 }
-template <typename Backend>
-void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& bias, const TensorView& grad, int kind,
-                          bool gated, bool gate_first, int dim, const TensorView& to_x) {
+template <typename Backend> void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& bias,
+                                                      const TensorView& grad, int kind, bool gated, bool gate_first,
+                                                      int dim, const TensorView& to_x) {
   const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, grad, "grad", &to_x);
   if (p.n == 0) return;
   typename Backend::Guard guard(x);

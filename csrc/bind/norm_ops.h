@@ -56,10 +56,10 @@ template <typename Backend> struct NormArguments {
 
 using Slot = std::optional<TensorView>;
 
-template <typename Backend>
-NormPlan norm_plan(const TensorView& x, const Slot& branch, const Slot& gate, const Slot& gate_table, const Slot& shift,
-                   const Slot& shift_table, const Slot& scale, const Slot& scale_table, const Slot& weight,
-                   const Slot& bias, double eps, int norm) {
+template <typename Backend> NormPlan norm_plan(const TensorView& x, const Slot& branch, const Slot& gate,
+                                               const Slot& gate_table, const Slot& shift, const Slot& shift_table,
+                                               const Slot& scale, const Slot& scale_table, const Slot& weight,
+                                               const Slot& bias, double eps, int norm) {
   check_ndim(x, "x", 3);
   if (norm < 0 || norm > 2) raise<ValueError>("norm must be 0 to 2, got ", norm);
   if (!(eps > 0)) raise<ValueError>("eps must be positive, got ", eps);
@@ -93,8 +93,8 @@ template <typename Backend>
 void norm_modulate(const TensorView& x, const Slot& branch, const Slot& gate, const Slot& gate_table, const Slot& shift,
                    const Slot& shift_table, const Slot& scale, const Slot& scale_table, const Slot& weight,
                    const Slot& bias, double eps, int norm, const Slot& sum, const Slot& out) {
-  NormPlan p = norm_plan<Backend>(x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias,
-                                  eps, norm);
+  NormPlan p =
+      norm_plan<Backend>(x, branch, gate, gate_table, shift, shift_table, scale, scale_table, weight, bias, eps, norm);
   if (branch.has_value() != sum.has_value()) raise<ValueError>("sum goes with branch, and without it there is none");
   if ((norm != 0) != out.has_value()) raise<ValueError>("out goes with a norm, and without one there is none");
   const NormArguments<Backend> place{x};
@@ -144,9 +144,9 @@ void norm_modulate_vjp(const TensorView& x, const Slot& branch, const Slot& gate
 
 template <typename Backend> void bind_norm_ops(py::module_& m) {
   using py::arg;
-  m.def("norm_modulate", &norm_modulate<Backend>, arg("x"), arg("branch"), arg("gate"), arg("gate_table"),
-        arg("shift"), arg("shift_table"), arg("scale"), arg("scale_table"), arg("weight"), arg("bias"), arg("eps"),
-        arg("norm"), arg("sum"), arg("out"));
+  m.def("norm_modulate", &norm_modulate<Backend>, arg("x"), arg("branch"), arg("gate"), arg("gate_table"), arg("shift"),
+        arg("shift_table"), arg("scale"), arg("scale_table"), arg("weight"), arg("bias"), arg("eps"), arg("norm"),
+        arg("sum"), arg("out"));
   m.def("norm_modulate_vjp", &norm_modulate_vjp<Backend>, arg("x"), arg("branch"), arg("gate"), arg("gate_table"),
         arg("scale"), arg("scale_table"), arg("weight"), arg("bias"), arg("grad_sum"), arg("grad"), arg("eps"),
         arg("norm"), arg("weighted"), arg("to_x"), arg("to_branch"), arg("to_gate"), arg("to_scale"), arg("sum_p"),

@@ -70,28 +70,33 @@ inline math::Fn bessel_function(int fn) {
 template <typename Backend, std::size_t Outputs>
 void bessel(int fn, const TensorView& v, const TensorView& x, const std::array<const TensorView*, Outputs>& out) {
   const math::Fn function = bessel_function(fn);
-  run_elementwise<Backend, Outputs>({{"v", &v}, {"x", &x}}, out, [&](auto zero, const Elementwise& e, DType dtype, void* const* data, auto& guard) {
-    Backend::template bessel<decltype(zero)>(function, static_cast<int>(Outputs) - 1, e, dtype, data, guard);
-  });
+  run_elementwise<Backend, Outputs>(
+      {{"v", &v}, {"x", &x}}, out, [&](auto zero, const Elementwise& e, DType dtype, void* const* data, auto& guard) {
+        Backend::template bessel<decltype(zero)>(function, static_cast<int>(Outputs) - 1, e, dtype, data, guard);
+      });
 }
 
 inline void check_dim(std::int64_t dim) {
   if (dim < 2) raise<ValueError>("dim must be at least 2, got ", dim);
 }
 template <typename Backend> void vmf_scalar(int fn, std::int64_t dim, const TensorView& k, const TensorView& out) {
-  if (fn < 0 || fn >= math::kVmfFnCount) raise<ValueError>("function must be 0 to ", math::kVmfFnCount - 1, ", got ", fn);
+  if (fn < 0 || fn >= math::kVmfFnCount)
+    raise<ValueError>("function must be 0 to ", math::kVmfFnCount - 1, ", got ", fn);
   check_dim(dim);
-  run_elementwise<Backend, 1>({{"concentration", &k}}, {&out}, [&](auto zero, const Elementwise& e, DType dtype, void* const* data, auto& guard) {
-    Backend::template vmf_scalar<decltype(zero)>(static_cast<math::VmfFn>(fn), dim, e, dtype, data, guard);
-  });
-}
-template <typename Backend>
-void vmf_bregman(std::int64_t dim, const TensorView& k1, const TensorView& k2, const Optional& value, const Optional& d1, const Optional& d2) {
-  check_dim(dim);
-  run_elementwise<Backend, 3>({{"concentration_p", &k1}, {"concentration_q", &k2}}, {pointer(value), pointer(d1), pointer(d2)},
+  run_elementwise<Backend, 1>({{"concentration", &k}}, {&out},
                               [&](auto zero, const Elementwise& e, DType dtype, void* const* data, auto& guard) {
-    Backend::template vmf_bregman<decltype(zero)>(dim, e, dtype, data, guard);
-  });
+                                Backend::template vmf_scalar<decltype(zero)>(static_cast<math::VmfFn>(fn), dim, e,
+                                                                             dtype, data, guard);
+                              });
+}
+template <typename Backend> void vmf_bregman(std::int64_t dim, const TensorView& k1, const TensorView& k2,
+                                             const Optional& value, const Optional& d1, const Optional& d2) {
+  check_dim(dim);
+  run_elementwise<Backend, 3>({{"concentration_p", &k1}, {"concentration_q", &k2}},
+                              {pointer(value), pointer(d1), pointer(d2)},
+                              [&](auto zero, const Elementwise& e, DType dtype, void* const* data, auto& guard) {
+                                Backend::template vmf_bregman<decltype(zero)>(dim, e, dtype, data, guard);
+                              });
 }
 
 // x (..., d) and mean_direction (..., d) with adjacent elements, concentration (...), out: the broadcast batch shape.
@@ -105,11 +110,13 @@ void vmf_log_prob(const TensorView& x, const TensorView& mean, const TensorView&
     check_operand<Backend>(t, names[i], out);
     if (t.ndim < 1) raise<ValueError>(names[i], " must have shape (..., d), got a 0-dimensional tensor");
     --t.ndim;
-    if (t.shape[t.ndim] > 1 && t.strides[t.ndim] != 1) raise<ValueError>(names[i], " ", shape_of(t), " must have adjacent elements in its last dimension");
+    if (t.shape[t.ndim] > 1 && t.strides[t.ndim] != 1)
+      raise<ValueError>(names[i], " ", shape_of(t), " must have adjacent elements in its last dimension");
   }
   const std::int64_t dim = x.shape[x.ndim - 1];
   check_dim(dim);
-  if (mean.shape[mean.ndim - 1] != dim) raise<ValueError>("x ", shape_of(x), " and mean_direction ", shape_of(mean), " must agree in their last dimension");
+  if (mean.shape[mean.ndim - 1] != dim)
+    raise<ValueError>("x ", shape_of(x), " and mean_direction ", shape_of(mean), " must agree in their last dimension");
   check_operand<Backend>(k, "concentration", out);
   const TensorView* views[] = {&rows[0], &rows[1], &k};
   const Elementwise e = plan_elementwise(out, names, views, 3);
@@ -130,21 +137,28 @@ inline SampleShape sample_shape(const TensorView& mean, const TensorView* concen
   check_ndim(out, "out", 2);
   const std::int64_t n = out.shape[0], d = out.shape[1], means = mean.shape[0];
   check_dim(d);
-  if (mean.shape[1] != d) raise<ValueError>("mean_direction ", shape_of(mean), " and out ", shape_of(out), " must agree in their last dimension");
+  if (mean.shape[1] != d)
+    raise<ValueError>("mean_direction ", shape_of(mean), " and out ", shape_of(out),
+                      " must agree in their last dimension");
   if (concentration) check_ndim(*concentration, "concentration", 1);
-  const std::int64_t concentrations = concentration ? concentration->shape[0] : 1, batch = std::max(means, concentrations);
-  if ((means != batch && means != 1) || (concentrations != batch && concentrations != 1) || (n && (batch == 0 || n % batch)))
-    raise<ValueError>("mean_direction ", shape_of(mean), " and concentration with ", concentrations, " entries must be one batch that divides the ", n, " samples");
+  const std::int64_t concentrations = concentration ? concentration->shape[0] : 1,
+                     batch = std::max(means, concentrations);
+  if ((means != batch && means != 1) || (concentrations != batch && concentrations != 1) ||
+      (n && (batch == 0 || n % batch)))
+    raise<ValueError>("mean_direction ", shape_of(mean), " and concentration with ", concentrations,
+                      " entries must be one batch that divides the ", n, " samples");
   return {n, d, batch, means == 1 ? 0 : d, concentrations == 1 ? 0 : 1};
 }
-template <typename Backend> void check_entries(const TensorView& t, const char* name, const TensorView& out, std::int64_t n) {
+template <typename Backend>
+void check_entries(const TensorView& t, const char* name, const TensorView& out, std::int64_t n) {
   check_operand<Backend>(t, name, out);
   check_contiguous(t, name);
   if (t.numel() != n) raise<ValueError>(name, " ", shape_of(t), " must have ", n, " entries");
 }
-template <typename Backend>
-void vmf_sample(const TensorView& mean, const TensorView& concentration, const Optional& ids, std::int64_t first_id,
-                std::uint64_t seed, std::uint32_t step, const TensorView& out, const TensorView& w, const TensorView& one_minus_w) {
+template <typename Backend> void vmf_sample(const TensorView& mean, const TensorView& concentration,
+                                            const Optional& ids, std::int64_t first_id, std::uint64_t seed,
+                                            std::uint32_t step, const TensorView& out, const TensorView& w,
+                                            const TensorView& one_minus_w) {
   const SampleShape s = sample_shape(mean, &concentration, out);
   check_out<Backend>(out, "out");
   check_entries<Backend>(mean, "mean_direction", out, mean.numel());
@@ -164,15 +178,16 @@ void vmf_sample(const TensorView& mean, const TensorView& concentration, const O
   dispatch_float(out.dtype, "mean_direction", [&](auto tag) {
     using T = typename decltype(tag)::type;
     without_gil(s.n * s.d, [&] {
-      Backend::template vmf_sample<T>(mean.ptr<T>(), s.mean_stride, concentration.ptr<T>(), s.concentration_stride, s.batch,
-                                      ids ? ids->ptr<std::int64_t>() : nullptr, first_id, seed, step, s.d, s.n, out.ptr<T>(), w.ptr<T>(), one_minus_w.ptr<T>(), guard);
+      Backend::template vmf_sample<T>(mean.ptr<T>(), s.mean_stride, concentration.ptr<T>(), s.concentration_stride,
+                                      s.batch, ids ? ids->ptr<std::int64_t>() : nullptr, first_id, seed, step, s.d, s.n,
+                                      out.ptr<T>(), w.ptr<T>(), one_minus_w.ptr<T>(), guard);
     });
   });
 }
 // grad and x (n, d) -> grad_mean (n, d), and grad_cosine (n,), the gradient in mu.x of each sample.
 template <typename Backend>
-void vmf_sample_backward(const TensorView& grad, const TensorView& x, const TensorView& mean, const TensorView& w, const TensorView& one_minus_w,
-                         const TensorView& grad_mean, const TensorView& grad_cosine) {
+void vmf_sample_backward(const TensorView& grad, const TensorView& x, const TensorView& mean, const TensorView& w,
+                         const TensorView& one_minus_w, const TensorView& grad_mean, const TensorView& grad_cosine) {
   const SampleShape s = sample_shape(mean, nullptr, grad_mean);
   check_out<Backend>(grad_mean, "grad_mean");
   check_same_shape(x, "x", grad_mean, "grad_mean");
@@ -187,15 +202,18 @@ void vmf_sample_backward(const TensorView& grad, const TensorView& x, const Tens
   dispatch_float(grad_mean.dtype, "grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     without_gil(s.n * s.d, [&] {
-      Backend::template vmf_sample_backward<T>(grad.ptr<T>(), x.ptr<T>(), mean.ptr<T>(), s.mean_stride, s.batch, w.ptr<T>(), one_minus_w.ptr<T>(), s.d, s.n,
-                                               grad_mean.ptr<T>(), grad_cosine.ptr<T>(), guard);
+      Backend::template vmf_sample_backward<T>(grad.ptr<T>(), x.ptr<T>(), mean.ptr<T>(), s.mean_stride, s.batch,
+                                               w.ptr<T>(), one_minus_w.ptr<T>(), s.d, s.n, grad_mean.ptr<T>(),
+                                               grad_cosine.ptr<T>(), guard);
     });
   });
 }
-// d(mu.x)/d concentration of samples at a fixed probability; mean_resultant = A and complement = 1 - A; all of one size.
-template <typename Backend>
-void vmf_cosine_gradient(std::int64_t dim, const TensorView& k, const TensorView& mean_resultant, const TensorView& complement, const TensorView& w,
-                         const TensorView& one_minus_w, const TensorView& out) {
+// d(mu.x)/d concentration of samples at a fixed probability; mean_resultant = A and complement = 1 - A; all of one
+// size.
+template <typename Backend> void vmf_cosine_gradient(std::int64_t dim, const TensorView& k,
+                                                     const TensorView& mean_resultant, const TensorView& complement,
+                                                     const TensorView& w, const TensorView& one_minus_w,
+                                                     const TensorView& out) {
   check_dim(dim);
   check_out<Backend>(out, "out");
   const std::int64_t n = out.numel();
@@ -209,12 +227,14 @@ void vmf_cosine_gradient(std::int64_t dim, const TensorView& k, const TensorView
   dispatch_float(out.dtype, "concentration", [&](auto tag) {
     using T = typename decltype(tag)::type;
     without_gil(n * 64, [&] {
-      Backend::template vmf_cosine_gradient<T>(dim, k.ptr<T>(), mean_resultant.ptr<T>(), complement.ptr<T>(), w.ptr<T>(), one_minus_w.ptr<T>(), out.ptr<T>(), n, guard);
+      Backend::template vmf_cosine_gradient<T>(dim, k.ptr<T>(), mean_resultant.ptr<T>(), complement.ptr<T>(),
+                                               w.ptr<T>(), one_minus_w.ptr<T>(), out.ptr<T>(), n, guard);
     });
   });
 }
 
-// x (n, d), weights (n,), partial (rows, d + 2) and out (d + 2) in float64: column sums, sum of weights, max | |x_i|^2 - 1 |.
+// x (n, d), weights (n,), partial (rows, d + 2) and out (d + 2) in float64: column sums, sum of weights, max | |x_i|^2
+// - 1 |.
 template <typename Backend>
 void resultant(const TensorView& x, const Optional& weights, const TensorView& partial, const TensorView& out) {
   check_ndim(x, "x", 2);
@@ -229,21 +249,25 @@ void resultant(const TensorView& x, const Optional& weights, const TensorView& p
   check_ndim(partial, "partial", 2);
   const std::int64_t n = x.shape[0], d = x.shape[1];
   if (out.numel() != d + 2 || partial.shape[1] != d + 2 || partial.shape[0] < 1)
-    raise<ValueError>("out ", shape_of(out), " and partial ", shape_of(partial), " must have rows of ", d + 2, " entries");
+    raise<ValueError>("out ", shape_of(out), " and partial ", shape_of(partial), " must have rows of ", d + 2,
+                      " entries");
   if (weights) {
     check_operand<Backend>(*weights, "weights", x);
     check_contiguous(*weights, "weights");
-    if (weights->ndim != 1 || weights->shape[0] != n) raise<ValueError>("weights ", shape_of(*weights), " must have one entry a row of x ", shape_of(x));
+    if (weights->ndim != 1 || weights->shape[0] != n)
+      raise<ValueError>("weights ", shape_of(*weights), " must have one entry a row of x ", shape_of(x));
   }
   typename Backend::Guard guard(out);
   dispatch_float(x.dtype, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     without_gil(n * d, [&] {
-      Backend::template resultant<T>(x.ptr<T>(), weights ? weights->ptr<T>() : nullptr, n, d, partial.ptr<double>(), static_cast<int>(partial.shape[0]), out.ptr<double>(), guard);
+      Backend::template resultant<T>(x.ptr<T>(), weights ? weights->ptr<T>() : nullptr, n, d, partial.ptr<double>(),
+                                     static_cast<int>(partial.shape[0]), out.ptr<double>(), guard);
     });
   });
 }
-// logits (n, k) in place, bias (k,), out (n,): log sum_k exp(logits + bias); with `softmax` the logits become the shares.
+// logits (n, k) in place, bias (k,), out (n,): log sum_k exp(logits + bias); with `softmax` the logits become the
+// shares.
 template <typename Backend>
 void row_logsumexp(const TensorView& logits, const TensorView& bias, const TensorView& out, bool softmax) {
   check_ndim(logits, "logits", 2);
@@ -255,13 +279,17 @@ void row_logsumexp(const TensorView& logits, const TensorView& bias, const Tenso
   check_contiguous(bias, "bias");
   check_contiguous(out, "out");
   const std::int64_t n = logits.shape[0], k = logits.shape[1];
-  if (bias.shape[0] != k) raise<ValueError>("bias ", shape_of(bias), " must have one entry a column of logits ", shape_of(logits));
-  if (out.shape[0] != n) raise<ValueError>("out ", shape_of(out), " must have one entry a row of logits ", shape_of(logits));
+  if (bias.shape[0] != k)
+    raise<ValueError>("bias ", shape_of(bias), " must have one entry a column of logits ", shape_of(logits));
+  if (out.shape[0] != n)
+    raise<ValueError>("out ", shape_of(out), " must have one entry a row of logits ", shape_of(logits));
   if (n == 0) return;
   typename Backend::Guard guard(out);
   dispatch_float(logits.dtype, "logits", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    without_gil(n * k, [&] { Backend::template row_logsumexp<T>(logits.ptr<T>(), bias.ptr<T>(), n, k, out.ptr<T>(), softmax, guard); });
+    without_gil(n * k, [&] {
+      Backend::template row_logsumexp<T>(logits.ptr<T>(), bias.ptr<T>(), n, k, out.ptr<T>(), softmax, guard);
+    });
   });
 }
 
@@ -269,18 +297,34 @@ template <typename Backend> void bind_ops(py::module_& m) {
   using py::arg;
   register_errors();
   m.def("init", &init, arg("tensor"), arg("parameter"), arg("cuda_error"));
-  m.def("bessel", [](int fn, const TensorView& v, const TensorView& x, const TensorView& out) { bessel<Backend, 1>(fn, v, x, {&out}); },
-        arg("function"), arg("v"), arg("x"), arg("out"));
-  m.def("bessel_grad", [](int fn, const TensorView& v, const TensorView& x, const Optional& dv, const Optional& dx) {
-        bessel<Backend, 2>(fn, v, x, {pointer(dv), pointer(dx)}); }, arg("function"), arg("v"), arg("x"), arg("dv"), arg("dx"));
-  m.def("bessel_hess", [](int fn, const TensorView& v, const TensorView& x, const Optional& vv, const Optional& vx, const Optional& xx) {
-        bessel<Backend, 3>(fn, v, x, {pointer(vv), pointer(vx), pointer(xx)}); }, arg("function"), arg("v"), arg("x"), arg("dvv"), arg("dvx"), arg("dxx"));
+  m.def(
+      "bessel",
+      [](int fn, const TensorView& v, const TensorView& x, const TensorView& out) {
+        bessel<Backend, 1>(fn, v, x, {&out});
+      },
+      arg("function"), arg("v"), arg("x"), arg("out"));
+  m.def(
+      "bessel_grad",
+      [](int fn, const TensorView& v, const TensorView& x, const Optional& dv, const Optional& dx) {
+        bessel<Backend, 2>(fn, v, x, {pointer(dv), pointer(dx)});
+      },
+      arg("function"), arg("v"), arg("x"), arg("dv"), arg("dx"));
+  m.def(
+      "bessel_hess",
+      [](int fn, const TensorView& v, const TensorView& x, const Optional& vv, const Optional& vx, const Optional& xx) {
+        bessel<Backend, 3>(fn, v, x, {pointer(vv), pointer(vx), pointer(xx)});
+      },
+      arg("function"), arg("v"), arg("x"), arg("dvv"), arg("dvx"), arg("dxx"));
   m.def("vmf_scalar", &vmf_scalar<Backend>, arg("function"), arg("dim"), arg("concentration"), arg("out"));
-  m.def("vmf_bregman", &vmf_bregman<Backend>, arg("dim"), arg("concentration_p"), arg("concentration_q"), arg("value"), arg("d_p"), arg("d_q"));
+  m.def("vmf_bregman", &vmf_bregman<Backend>, arg("dim"), arg("concentration_p"), arg("concentration_q"), arg("value"),
+        arg("d_p"), arg("d_q"));
   m.def("vmf_log_prob", &vmf_log_prob<Backend>, arg("x"), arg("mean_direction"), arg("concentration"), arg("out"));
-  m.def("vmf_sample", &vmf_sample<Backend>, arg("mean_direction"), arg("concentration"), arg("sample_ids"), arg("first_id"), arg("seed"), arg("step"), arg("out"), arg("w"), arg("one_minus_w"));
-  m.def("vmf_sample_backward", &vmf_sample_backward<Backend>, arg("grad"), arg("x"), arg("mean_direction"), arg("w"), arg("one_minus_w"), arg("grad_mean"), arg("grad_cosine"));
-  m.def("vmf_cosine_gradient", &vmf_cosine_gradient<Backend>, arg("dim"), arg("concentration"), arg("mean_resultant"), arg("complement"), arg("w"), arg("one_minus_w"), arg("out"));
+  m.def("vmf_sample", &vmf_sample<Backend>, arg("mean_direction"), arg("concentration"), arg("sample_ids"),
+        arg("first_id"), arg("seed"), arg("step"), arg("out"), arg("w"), arg("one_minus_w"));
+  m.def("vmf_sample_backward", &vmf_sample_backward<Backend>, arg("grad"), arg("x"), arg("mean_direction"), arg("w"),
+        arg("one_minus_w"), arg("grad_mean"), arg("grad_cosine"));
+  m.def("vmf_cosine_gradient", &vmf_cosine_gradient<Backend>, arg("dim"), arg("concentration"), arg("mean_resultant"),
+        arg("complement"), arg("w"), arg("one_minus_w"), arg("out"));
   m.def("resultant", &resultant<Backend>, arg("x"), arg("weights"), arg("partial"), arg("out"));
   m.def("row_logsumexp", &row_logsumexp<Backend>, arg("logits"), arg("bias"), arg("out"), arg("softmax"));
   bind_random_ops<Backend>(m);

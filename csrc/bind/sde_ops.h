@@ -110,7 +110,8 @@ template <typename Backend> void launch(AffinePlan& p, const SdeOperands& operan
   const TensorView& x = *operands.all[0].view;
   const std::int64_t total = x.numel();
   if (total == 0) return;
-  lay_out(p, operands.all.data(), static_cast<int>(operands.all.size()), Backend::folds && (p.task == SdeTask::step || p.task == SdeTask::forms));
+  lay_out(p, operands.all.data(), static_cast<int>(operands.all.size()),
+          Backend::folds && (p.task == SdeTask::step || p.task == SdeTask::forms));
   if (p.sums && Backend::sde_tile) {
     const std::int64_t needed = Backend::sde_workspace(p);
     if (!partial || partial->device_id != x.device_id || partial->dtype != DType::f64 || !partial->contiguous() ||

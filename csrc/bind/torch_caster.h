@@ -34,12 +34,23 @@ inline void init(py::type tensor, py::type parameter, py::object cuda_error) {
 inline bool dtype_of(dlpack::DataType t, DType& out) {
   if (t.lanes != 1) return false;
   switch (t.code << 8 | t.bits) {
-    case dlpack::kFloat << 8 | 16: out = DType::f16; return true;
-    case dlpack::kBFloat << 8 | 16: out = DType::bf16; return true;
-    case dlpack::kFloat << 8 | 32: out = DType::f32; return true;
-    case dlpack::kFloat << 8 | 64: out = DType::f64; return true;
-    case dlpack::kInt << 8 | 64: out = DType::i64; return true;
-    default: return false;
+    case dlpack::kFloat << 8 | 16:
+      out = DType::f16;
+      return true;
+    case dlpack::kBFloat << 8 | 16:
+      out = DType::bf16;
+      return true;
+    case dlpack::kFloat << 8 | 32:
+      out = DType::f32;
+      return true;
+    case dlpack::kFloat << 8 | 64:
+      out = DType::f64;
+      return true;
+    case dlpack::kInt << 8 | 64:
+      out = DType::i64;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -57,10 +68,15 @@ inline bool load(PyObject* o, TensorView& v) {
                      " bits): float16, bfloat16, float32, float64 or int64 expected");
   switch (t.device.type) {
     case dlpack::kCPU:
-    case dlpack::kCUDAHost: v.device = Device::cpu; break;
+    case dlpack::kCUDAHost:
+      v.device = Device::cpu;
+      break;
     case dlpack::kCUDA:
-    case dlpack::kCUDAManaged: v.device = Device::cuda; break;
-    default: raise<TypeError>("unsupported device (DLPack type ", t.device.type, "): CPU or CUDA expected");
+    case dlpack::kCUDAManaged:
+      v.device = Device::cuda;
+      break;
+    default:
+      raise<TypeError>("unsupported device (DLPack type ", t.device.type, "): CPU or CUDA expected");
   }
   v.device_id = t.device.id;
   v.ndim = t.ndim;

@@ -11,7 +11,7 @@ namespace fokker {
 constexpr int kMaxTerms = 8, kMaxVectors = kMaxTerms + 1, kMaxResults = 3;
 constexpr int kMaxJoined = kMaxVectors + 1;  // with the noise
 constexpr int kMaxColumns = kMaxTerms + 4;   // a, b_1 .. b_8, c, p, q
-constexpr int kMaxFormVectors = 4;             // of the linear forms of a loss
+constexpr int kMaxFormVectors = 4;           // of the linear forms of a loss
 constexpr int kMaxPairs = kMaxJoined * (kMaxJoined + 1) / 2;
 
 // A tensor (batch, sample...) over the plan's merged dimensions of a sample.
@@ -67,10 +67,7 @@ struct AffinePlan {
   FK_HD FK_INLINE int pairs() const { return joined() * (joined() + 1) / 2; }
   // Numbers that are summed over a sample.
   FK_HD FK_INLINE int sum_count() const {
-    return task == SdeTask::vjp     ? results * columns
-           : task == SdeTask::forms ? results
-           : squares()              ? pairs()
-                                    : 1;
+    return task == SdeTask::vjp ? results * columns : task == SdeTask::forms ? results : squares() ? pairs() : 1;
   }
   // Whether the sums are the upper triangle of a square of inner products.
   FK_HD FK_INLINE bool squares() const { return task == SdeTask::step || task == SdeTask::gram; }

@@ -9,9 +9,15 @@
 
 namespace fokker {
 
-struct ValueError : std::invalid_argument { using invalid_argument::invalid_argument; };  // -> ValueError
-struct TypeError : std::invalid_argument { using invalid_argument::invalid_argument; };   // -> TypeError
-struct CudaError : std::runtime_error { using runtime_error::runtime_error; };            // -> fokker.CudaError
+struct ValueError : std::invalid_argument {
+  using invalid_argument::invalid_argument;
+};  // -> ValueError
+struct TypeError : std::invalid_argument {
+  using invalid_argument::invalid_argument;
+};  // -> TypeError
+struct CudaError : std::runtime_error {
+  using runtime_error::runtime_error;
+};  // -> fokker.CudaError
 
 template <typename E, typename... Parts> [[noreturn]] inline void raise(const Parts&... parts) {
   std::ostringstream s;

@@ -30,7 +30,8 @@ struct Elementwise {
 };
 
 // `out` gives the shape; each input must broadcast to it.
-inline Elementwise plan_elementwise(const TensorView& out, const char* const* names, const TensorView* const* in, int inputs) {
+inline Elementwise plan_elementwise(const TensorView& out, const char* const* names, const TensorView* const* in,
+                                    int inputs) {
   if (out.ndim > kMaxDims) raise<ValueError>("out has ", out.ndim, " dimensions, at most ", kMaxDims, " are supported");
   Elementwise e;
   e.inputs = inputs;

@@ -44,15 +44,15 @@ struct GaussianPull {
   std::int64_t n = 0, k = 0, d = 0;
   GaussianMatrix matrix;
   const void *weight = nullptr, *x = nullptr, *mean = nullptr, *pull = nullptr;  // (k, n), (n, d), (k, d), B
-  const void* offset = nullptr;                                                 // (k, rows), or null
-  void* out = nullptr;                                                          // (n, rows)
+  const void* offset = nullptr;                                                  // (k, rows), or null
+  void* out = nullptr;                                                           // (n, rows)
 };
 
 // sum_i w_ki, sum_i w_ki delta and sum_i w_ki delta^2 with delta = x_i - m_k; no weight, no sum, as above.
 struct GaussianMoments {
   std::int64_t n = 0, k = 0, d = 0;
-  const void *weight = nullptr, *x = nullptr, *mean = nullptr;    // (k, n), (n, d), (k, d)
-  void *mass = nullptr, *first = nullptr, *second = nullptr;      // (k), (k, d), (k, d)
+  const void *weight = nullptr, *x = nullptr, *mean = nullptr;  // (k, n), (n, d), (k, d)
+  void *mass = nullptr, *first = nullptr, *second = nullptr;    // (k), (k, d), (k, d)
 };
 
 }  // namespace fokker

@@ -44,8 +44,8 @@ struct GroupPlan {
   FK_HD FK_INLINE double count() const { return static_cast<double>(per_group() * positions); }
 };
 
-// u = factor (x - mean) + addend of one channel of one sample. The mean is that of the group, rounded; what the rounding
-// leaves is in the addend, so that a mean far from 0 costs no digits.
+// u = factor (x - mean) + addend of one channel of one sample. The mean is that of the group, rounded; what the
+// rounding leaves is in the addend, so that a mean far from 0 costs no digits.
 template <typename T> struct GroupChannel {
   T mean, factor, addend;
 };

@@ -5,8 +5,12 @@
 
 namespace fokker {
 
-struct Half { std::uint16_t bits; };
-struct BFloat16 { std::uint16_t bits; };
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
 
 FK_HD FK_INLINE float to_float(BFloat16 h) { return math::bit_cast<float>(std::uint32_t(h.bits) << 16); }
 FK_HD FK_INLINE float to_float(Half h) {
@@ -32,6 +36,5 @@ FK_HD FK_INLINE Half to_half(float f) {
   } else h = (a + 0xc8000fffu + ((a >> 13) & 1u)) >> 13;
   return {static_cast<std::uint16_t>(h | sign)};
 }
-
 
 }  // namespace fokker

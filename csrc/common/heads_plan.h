@@ -18,10 +18,10 @@ struct HeadTensor {
 enum class HeadNorm : int { none, rms, layer };
 
 struct HeadPart {
-  HeadTensor x, out, grad;       // backward: out is the gradient in x (null: not wanted)
+  HeadTensor x, out, grad;  // backward: out is the gradient in x (null: not wanted)
   std::int64_t heads = 0;
   const void *weight = nullptr, *bias = nullptr;  // (dim,) in the type of the arithmetic, or null
-  bool plain = false;            // copied as it is: values
+  bool plain = false;                             // copied as it is: values
 };
 
 // out = rope(norm(x) weight + bias) of each part. `sums`: [part][weight, bias][dim] in double, of the first two parts.
@@ -50,7 +50,8 @@ constexpr int kGateOperands = 8;
 enum class GateSlot : int { gate, value, gate_bias, value_bias, out, grad, to_gate, to_value };
 
 // out = act(gate + gate_bias) (value + value_bias), or without a value act(gate + gate_bias); backward: from grad the
-// gradients to_gate and to_value. Dimensions are those of out, outermost first; biases are in the type of the arithmetic.
+// gradients to_gate and to_value. Dimensions are those of out, outermost first; biases are in the type of the
+// arithmetic.
 struct GatePlan {
   bool backward = false, wide = false, gated = false;
   DType dtype = DType::f32;
@@ -81,7 +82,8 @@ inline void fold(GatePlan& p) {
     if (p.shape[d] != 1) order[count++] = d;
   const auto& gate = p.slot(GateSlot::gate);
   for (int i = 1; i < count; ++i)  // few: insertion, stable
-    for (int j = i; j > 0 && gate.strides[order[j]] > gate.strides[order[j - 1]]; --j) std::swap(order[j], order[j - 1]);
+    for (int j = i; j > 0 && gate.strides[order[j]] > gate.strides[order[j - 1]]; --j)
+      std::swap(order[j], order[j - 1]);
   GatePlan to = p;
   to.ndim = 0;
   for (int i = 0; i < count; ++i) {

@@ -17,8 +17,7 @@ namespace fokker::cpu {
 // Below these a second thread costs more than it gives (about 20 us of work).
 constexpr std::int64_t kBesselGrain = 2048, kVmfGrain = 2048, kSampleGrain = 16384, kRandomGrain = 8192;
 
-template <typename T>
-void bessel(math::Fn fn, int order, const Elementwise& e, DType out_dtype, void* const* out) {
+template <typename T> void bessel(math::Fn fn, int order, const Elementwise& e, DType out_dtype, void* const* out) {
   using Kernel = void (*)(math::Fn, int, const T*, const T*, T* const*, int);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(bessel, Kernel);
   const auto run = [&](const T* const* in, T* const* to, int n) { kernel(fn, order, in[0], in[1], to, n); };
@@ -54,7 +53,8 @@ template <typename T> void vmf_log_prob(std::int64_t dim, const Elementwise& e, 
         const T *row = static_cast<const T*>(e.data[0]) + e.offset(0, at + i),
                 *mean = static_cast<const T*>(e.data[1]) + e.offset(1, at + i);
         const bool point = k[i] == math::infinity<double>();
-        out[at + i] = point ? math::vmf_point_mass(row, mean, dim) : static_cast<T>(log_c[i] + k[i] * dot(row, mean, dim));
+        out[at + i] =
+            point ? math::vmf_point_mass(row, mean, dim) : static_cast<T>(log_c[i] + k[i] * dot(row, mean, dim));
       }
     }
   });
@@ -92,7 +92,8 @@ inline void random_fill(const RandomPlan& p) {
   const Kernel kernel = FK_PER_ISA_OVERLOAD(random_fill, Kernel);
   const RandomItems items = random_items(p);
   const std::int64_t work = std::max<std::int64_t>(1, p.batch * items.blocks * (1 + p.terms) / items.items);
-  parallel_for(items.items, 1 + kRandomGrain / work, [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end); });
+  parallel_for(items.items, 1 + kRandomGrain / work,
+               [&](std::int64_t begin, std::int64_t end) { kernel(p, items, begin, end); });
 }
 
 }  // namespace fokker::cpu

@@ -10,11 +10,11 @@ void distance_sums(const DistanceSums& p);
 
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                         \
-  namespace fokker::cpu::isa {                                                                  \
-  int distance_tile(const DistanceSums& p);                                                     \
-  /* Tiles [begin, end) of distance_tile queries, of one batch after the other. */              \
-  void distance_tiles(const DistanceSums& p, std::int64_t begin, std::int64_t end);             \
+#define FK_DECLARE(isa)                                                             \
+  namespace fokker::cpu::isa {                                                      \
+  int distance_tile(const DistanceSums& p);                                         \
+  /* Tiles [begin, end) of distance_tile queries, of one batch after the other. */  \
+  void distance_tiles(const DistanceSums& p, std::int64_t begin, std::int64_t end); \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

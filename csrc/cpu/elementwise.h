@@ -14,10 +14,13 @@ constexpr int kChunk = 512;
 template <typename T> inline T load_at(const void* data, DType dtype, std::int64_t i) {
   if constexpr (sizeof(T) == 8) return static_cast<const T*>(data)[i];
   else switch (dtype) {
-    case DType::f16: return to_float(static_cast<const Half*>(data)[i]);
-    case DType::bf16: return to_float(static_cast<const BFloat16*>(data)[i]);
-    default: return static_cast<const T*>(data)[i];
-  }
+      case DType::f16:
+        return to_float(static_cast<const Half*>(data)[i]);
+      case DType::bf16:
+        return to_float(static_cast<const BFloat16*>(data)[i]);
+      default:
+        return static_cast<const T*>(data)[i];
+    }
 }
 
 // Elements [begin, begin + n) of input k as contiguous T: the tensor itself where it is laid out so, else `buffer`.
@@ -75,7 +78,8 @@ void for_each_chunk(const Elementwise& e, DType out_dtype, void* const* out, std
       const T* in[kMaxInputs] = {};
       T* to[Outputs];
       for (int k = 0; k < e.inputs; ++k) in[k] = gather(e, k, at, n, in_buffer[k]);
-      for (int k = 0; k < Outputs; ++k) to[k] = !out[k] ? nullptr : native ? static_cast<T*>(out[k]) + at : out_buffer[k];
+      for (int k = 0; k < Outputs; ++k)
+        to[k] = !out[k] ? nullptr : native ? static_cast<T*>(out[k]) + at : out_buffer[k];
       kernel(in, to, n);
       if (!native)
         for (int k = 0; k < Outputs; ++k)

@@ -90,8 +90,7 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
       const T* const gate = read(GateSlot::gate, i, n, buffer.gate);
       const T* const value = kGated ? read(GateSlot::value, i, n, buffer.value) : nullptr;
       const T* const gate_bias = kBias ? read_bias(GateSlot::gate_bias, i, n, buffer.gate_bias) : nullptr;
-      const T* const value_bias =
-          kBias && kGated ? read_bias(GateSlot::value_bias, i, n, buffer.value_bias) : nullptr;
+      const T* const value_bias = kBias && kGated ? read_bias(GateSlot::value_bias, i, n, buffer.value_bias) : nullptr;
       if (!p.backward) {
         T* const y = place(GateSlot::out, i, buffer.to_gate);
         const bool past = large && y != buffer.to_gate && reinterpret_cast<std::uintptr_t>(y) % kVectorBytes == 0;
@@ -115,7 +114,9 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
 template <Activation A, typename T>
 void run_kind(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
   const bool bias = p.slot(GateSlot::gate_bias).data != nullptr;
-  if (p.gated) return bias ? run_pieces<A, true, true, T>(p, pieces, begin, end) : run_pieces<A, true, false, T>(p, pieces, begin, end);
+  if (p.gated)
+    return bias ? run_pieces<A, true, true, T>(p, pieces, begin, end)
+                : run_pieces<A, true, false, T>(p, pieces, begin, end);
   if (bias) return run_pieces<A, false, true, T>(p, pieces, begin, end);
   run_pieces<A, false, false, T>(p, pieces, begin, end);
 }

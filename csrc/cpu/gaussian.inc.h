@@ -31,8 +31,8 @@ template <typename T> std::int64_t group_size(std::int64_t d, std::int64_t rows)
 }
 
 // Queries [first, first + count tiles) into to[tile][j][query]; past the end the last one again.
-template <typename T> void transpose(const T* x, std::int64_t n, std::int64_t d, std::int64_t first, std::int64_t tiles,
-                                     T* __restrict to) {
+template <typename T>
+void transpose(const T* x, std::int64_t n, std::int64_t d, std::int64_t first, std::int64_t tiles, T* __restrict to) {
   for (std::int64_t t = 0; t < tiles; ++t)
     for (int q = 0; q < kQueries<T>; ++q) {
       const T* __restrict row = x + std::min(first + t * kQueries<T> + q, n - 1) * d;
@@ -110,8 +110,8 @@ template <typename T> void distances(const GaussianJoint& p, std::int64_t compon
 constexpr double kLog2E = 1.4426950408889634074;
 
 // Log-sum-exp over k of joint[k][width], with `shares` leaving exp(joint - log_sum) in its place.
-template <typename T> void reduce(T* __restrict joint, std::int64_t k, std::int64_t width, bool shares,
-                                  T* __restrict log_sum) {
+template <typename T>
+void reduce(T* __restrict joint, std::int64_t k, std::int64_t width, bool shares, T* __restrict log_sum) {
   for (std::int64_t q = 0; q < width; q += kLanes<T>) {
     Vec<T> top = all(-math::infinity<T>());
     for (std::int64_t c = 0; c < k; ++c) top = max(load(joint + c * width + q), top);
@@ -273,10 +273,10 @@ template <typename T> void gaussian_moments_of(const GaussianMoments& p, std::in
   }
 }
 
-#define FK_INSTANTIATE(T)                                                                     \
-  template std::int64_t gaussian_tile<T>(const T*);                                           \
-  template void gaussian_joint_tiles<T>(const GaussianJoint&, std::int64_t, std::int64_t);    \
-  template void gaussian_pull_tiles<T>(const GaussianPull&, std::int64_t, std::int64_t);      \
+#define FK_INSTANTIATE(T)                                                                  \
+  template std::int64_t gaussian_tile<T>(const T*);                                        \
+  template void gaussian_joint_tiles<T>(const GaussianJoint&, std::int64_t, std::int64_t); \
+  template void gaussian_pull_tiles<T>(const GaussianPull&, std::int64_t, std::int64_t);   \
   template void gaussian_moments_of<T>(const GaussianMoments&, std::int64_t, std::int64_t);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -33,7 +33,8 @@ void run_last(const GroupPlan& p) {
     return parallel_for(p.batch, 1 + kGrain / elements,
                         [&](std::int64_t begin, std::int64_t end) { kernel(p, s, GroupPhase::all, begin, end); });
   const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(s.samples * s.chunks * s.width)]);
-  const std::unique_ptr<double[]> held(new double[static_cast<std::size_t>(s.samples * kGroupCoefficients * p.channels)]);
+  const std::unique_ptr<double[]> held(
+      new double[static_cast<std::size_t>(s.samples * kGroupCoefficients * p.channels)]);
   s.partial = partial.get(), s.coefficients = held.get();
   const std::int64_t wave = s.samples;
   for (; s.first < p.batch; s.first += wave) {

@@ -9,7 +9,8 @@ namespace fokker::cpu {
 void group_run(const GroupPlan& p);
 
 // Samples [first, first + samples) of a channels_last plan, each in `chunks` chunks of `positions`; a chunk of a sample
-// is an item. The sums of an item go to `partial`, `width` numbers each; the coefficients of a sample to `coefficients`.
+// is an item. The sums of an item go to `partial`, `width` numbers each; the coefficients of a sample to
+// `coefficients`.
 struct GroupChunks {
   std::int64_t first = 0, samples = 0, chunks = 1, positions = 0, width = 0;
   double* partial = nullptr;
@@ -21,11 +22,11 @@ enum class GroupPhase { prepare, sums, merge, apply, all };
 
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                                         \
-  namespace fokker::cpu::isa {                                                                                  \
-  /* Groups [begin, end) of all samples, where a channel's positions lie side by side. */                       \
-  void group_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end);                                   \
-  /* One phase of items [begin, end); prepare, merge and all: samples. */                                       \
+#define FK_DECLARE(isa)                                                                                              \
+  namespace fokker::cpu::isa {                                                                                       \
+  /* Groups [begin, end) of all samples, where a channel's positions lie side by side. */                            \
+  void group_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end);                                        \
+  /* One phase of items [begin, end); prepare, merge and all: samples. */                                            \
   void group_last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end); \
   }
 FK_DECLARE(baseline)

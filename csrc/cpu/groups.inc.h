@@ -67,8 +67,8 @@ inline void differentiate(const T* x, const T* grad, GroupChannel<T> c, T* du, s
   }
 }
 
-template <bool kStreamed, typename T> inline void gradient(const T* x, const T* du, const T* above, T factor,
-                                                           GroupSlope<T> s, T* to, std::int64_t n) {
+template <bool kStreamed, typename T>
+inline void gradient(const T* x, const T* du, const T* above, T factor, GroupSlope<T> s, T* to, std::int64_t n) {
   const Vec<T> by = all(factor), pivot = all(s.pivot), slope = all(s.slope), offset = all(s.offset);
   each_vector<T, kStreamed>(n, [&](std::int64_t i, auto lanes) {
     Vec<T> g = fma(by, lanes.load(du + i), -fma(slope, Vec<T>(lanes.load(x + i) - pivot), offset));

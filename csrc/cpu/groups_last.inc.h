@@ -93,9 +93,9 @@ template <typename T> inline void merge_moments(const GroupPlan& p, const GroupC
   }
 }
 
-template <Activation A, bool kStreamed, typename T>
-inline void normalise_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to,
-                            const LastCoefficients<T>& by) {
+template <Activation A, bool kStreamed, typename T> inline void normalise_chunk(LastRows<T>& rows, std::int64_t b,
+                                                                                std::int64_t from, std::int64_t to,
+                                                                                const LastCoefficients<T>& by) {
   const GroupPlan& p = rows.p;
   const GroupMap& of = p.residual.data ? p.sum : p.x;
   for (std::int64_t i = from; i < to; i += rows.block) {
@@ -126,7 +126,8 @@ inline void forward_coefficients(const GroupPlan& p, std::int64_t b, const LastC
 
 // The sums of du and of du (x - mean) over the positions [from, to), into `found` (2, channels).
 template <Activation A, typename T> inline void chunk_sums(LastRows<T>& rows, std::int64_t b, std::int64_t from,
-                                                           std::int64_t to, const LastCoefficients<T>& by, double* found) {
+                                                           std::int64_t to, const LastCoefficients<T>& by,
+                                                           double* found) {
   const GroupPlan& p = rows.p;
   T *const a = rows.row(1), *const e = rows.row(2);
   std::fill(found, found + 2 * p.channels, 0.0);
@@ -161,8 +162,8 @@ template <Activation A, typename T> inline void chunk_sums(LastRows<T>& rows, st
   }
 }
 
-template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChunks& s, std::int64_t b, const double* partial,
-                                             const LastCoefficients<T>& to) {
+template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChunks& s, std::int64_t b,
+                                             const double* partial, const LastCoefficients<T>& to) {
   const std::int64_t per = p.per_group();
   double* const sums = p.sums + b * p.channels * 2;
   for (std::int64_t g = 0; g < p.groups; ++g) {
@@ -182,9 +183,9 @@ template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChun
   }
 }
 
-template <Activation A, bool kStreamed, typename T>
-inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to,
-                                const LastCoefficients<T>& by) {
+template <Activation A, bool kStreamed, typename T> inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b,
+                                                                                    std::int64_t from, std::int64_t to,
+                                                                                    const LastCoefficients<T>& by) {
   const GroupPlan& p = rows.p;
   for (std::int64_t i = from; i < to; i += rows.block) {
     const std::int64_t n = std::min(rows.block, to - i);

@@ -66,7 +66,11 @@ template <typename T> struct LastRows {
 template <typename T> struct LastCoefficients {
   T *mean, *factor, *addend, *pivot, *slope, *offset;
   LastCoefficients(T* at, std::int64_t channels)
-      : mean(at), factor(at + channels), addend(at + 2 * channels), pivot(at + 3 * channels), slope(at + 4 * channels),
+      : mean(at),
+        factor(at + channels),
+        addend(at + 2 * channels),
+        pivot(at + 3 * channels),
+        slope(at + 4 * channels),
         offset(at + 5 * channels) {}
   void set(std::int64_t c, GroupChannel<T> v) const { mean[c] = v.mean, factor[c] = v.factor, addend[c] = v.addend; }
 };
@@ -78,8 +82,8 @@ template <typename T> inline void add_row(double* to, const T* of, std::int64_t 
 }
 
 // Sums over n rows of d = x - pivot and of its square, added to two rows.
-template <typename T> inline void add_deviations(const T* x, std::int64_t stride, std::int64_t n, const T* pivot, T* first,
-                                                 T* second, std::int64_t channels) {
+template <typename T> inline void add_deviations(const T* x, std::int64_t stride, std::int64_t n, const T* pivot,
+                                                 T* first, T* second, std::int64_t channels) {
   std::int64_t r = 0;
   for (; r + 4 <= n; r += 4) {
     const T *const x0 = x + r * stride, *const x1 = x0 + stride, *const x2 = x1 + stride, *const x3 = x2 + stride;

@@ -1,4 +1,5 @@
-// Vectors of a group norm: parts of vectors at the ends of rows, activations and their slopes, tiles as numbers of type T.
+// Vectors of a group norm: parts of vectors at the ends of rows, activations and their slopes, tiles as numbers of type
+// T.
 #pragma once
 
 #include <cmath>

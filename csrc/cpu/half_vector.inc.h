@@ -30,8 +30,8 @@ inline VecF load(const BFloat16* p) {
 }
 inline void store(BFloat16* p, VecF x) {
   const __m256i bits = _mm256_castps_si256(x), top = _mm256_srli_epi32(bits, 16);
-  const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)),
-                                      _mm256_and_si256(top, _mm256_set1_epi32(1)));
+  const __m256i up =
+      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), _mm256_and_si256(top, _mm256_set1_epi32(1)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   const __m256i wide = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7fc0), nan);
   const __m256i low = _mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 8);

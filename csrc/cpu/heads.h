@@ -9,12 +9,12 @@
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
 
-#define FK_DECLARE(isa)                                                                                              \
-  namespace fokker::cpu::isa {                                                                                       \
-  /* Tokens [begin, end) of batch x tokens; `sums` adds up the gradients in weights and biases. */                   \
-  void heads_run(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double* sums);                            \
-  /* Pieces [begin, end) of rows of the innermost dimension. */                                                      \
-  void gates_run(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end);                      \
+#define FK_DECLARE(isa)                                                                            \
+  namespace fokker::cpu::isa {                                                                     \
+  /* Tokens [begin, end) of batch x tokens; `sums` adds up the gradients in weights and biases. */ \
+  void heads_run(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double* sums);          \
+  /* Pieces [begin, end) of rows of the innermost dimension. */                                    \
+  void gates_run(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end);    \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)
@@ -23,9 +23,9 @@ FK_DECLARE(avx512)
 
 namespace fokker::cpu {
 
-constexpr std::int64_t kHeadGrain = 16384, kGateGrain = 16384;  // elements below which a second thread costs
-constexpr std::int64_t kHeadBlocks = 256;                       // partial sums, whatever the number of threads
-constexpr std::int64_t kGatePiece = 4096;                       // elements of a row
+constexpr std::int64_t kHeadGrain = 16384, kGateGrain = 16384;     // elements below which a second thread costs
+constexpr std::int64_t kHeadBlocks = 256;                          // partial sums, whatever the number of threads
+constexpr std::int64_t kGatePiece = 4096;                          // elements of a row
 constexpr std::int64_t kGateStreamBytes = std::int64_t(16) << 20;  // results from here on are written past the cache
 
 // The same bits whatever the number of threads.
@@ -37,15 +37,17 @@ inline void heads(const HeadsPlan& p) {
   for (int i = 0; i < p.parts; ++i) {
     const HeadPart& part = p.part[i];
     work += part.heads * p.dim;
-    expect_writes(part.out.data, p.dtype, 1 + (p.batch - 1) * part.out.batch + (part.heads - 1) * part.out.head +
-                                              (p.tokens - 1) * part.out.token + (p.dim - 1) * part.out.element);
+    expect_writes(part.out.data, p.dtype,
+                  1 + (p.batch - 1) * part.out.batch + (part.heads - 1) * part.out.head +
+                      (p.tokens - 1) * part.out.token + (p.dim - 1) * part.out.element);
   }
   const std::int64_t grain = 1 + kHeadGrain / std::max<std::int64_t>(work, 1);
   if (!p.sums) {
     parallel_for(rows, grain, [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end, nullptr); });
     return;
   }
-  const std::int64_t block = std::max(grain, (rows + kHeadBlocks - 1) / kHeadBlocks), blocks = (rows + block - 1) / block;
+  const std::int64_t block = std::max(grain, (rows + kHeadBlocks - 1) / kHeadBlocks),
+                     blocks = (rows + block - 1) / block;
   const int count = p.sum_count();
   const std::unique_ptr<double[]> partial(new double[static_cast<std::size_t>(blocks * count)]());
   parallel_for(blocks, 1, [&](std::int64_t begin, std::int64_t end) {

@@ -282,7 +282,8 @@ void run_tokens(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double
 }  // namespace
 
 void heads_run(const HeadsPlan& p, std::int64_t begin, std::int64_t end, double* sums) {
-  if (p.wide) return p.cos ? run_tokens<double, true>(p, begin, end, sums) : run_tokens<double, false>(p, begin, end, sums);
+  if (p.wide)
+    return p.cos ? run_tokens<double, true>(p, begin, end, sums) : run_tokens<double, false>(p, begin, end, sums);
   if (p.cos) return run_tokens<float, true>(p, begin, end, sums);
   run_tokens<float, false>(p, begin, end, sums);
 }

@@ -52,8 +52,11 @@ template <typename T> struct Segments {
   static constexpr int lanes = kLanesOf<T>;
   int count, size, vectors, tail, stride;  // tail: lanes of the last vector; stride: elements from one to the next
   explicit Segments(const HeadsPlan& p)
-      : count(p.interleaved ? 1 : 2), size(p.dim / count), vectors((size + lanes - 1) / lanes),
-        tail(size - (vectors - 1) * lanes), stride(vectors * lanes) {}
+      : count(p.interleaved ? 1 : 2),
+        size(p.dim / count),
+        vectors((size + lanes - 1) / lanes),
+        tail(size - (vectors - 1) * lanes),
+        stride(vectors * lanes) {}
   int at(int j) const { return j < size ? j : stride + j - size; }
 };
 

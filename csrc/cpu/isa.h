@@ -21,9 +21,9 @@ void set_isa(const std::string& name);
   (::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx512 ? &::fokker::cpu::avx512::kernel<T> \
    : ::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx2 ? &::fokker::cpu::avx2::kernel<T>   \
                                                              : &::fokker::cpu::baseline::kernel<T>)
-#define FK_PER_ISA_OVERLOAD(kernel, Pointer)                                                                             \
-  (::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx512 ? static_cast<Pointer>(&::fokker::cpu::avx512::kernel)      \
-   : ::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx2 ? static_cast<Pointer>(&::fokker::cpu::avx2::kernel)        \
+#define FK_PER_ISA_OVERLOAD(kernel, Pointer)                                                                        \
+  (::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx512 ? static_cast<Pointer>(&::fokker::cpu::avx512::kernel) \
+   : ::fokker::cpu::active_isa() == ::fokker::cpu::Isa::avx2 ? static_cast<Pointer>(&::fokker::cpu::avx2::kernel)   \
                                                              : static_cast<Pointer>(&::fokker::cpu::baseline::kernel))
 #else
 #define FK_PER_ISA(kernel, T) (&::fokker::cpu::baseline::kernel<T>)

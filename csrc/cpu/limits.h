@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#define FK_DECLARE(isa)                                                                            \
-  namespace fokker::cpu::isa {                                                                     \
-  /* n exponentials, or n multiply-adds, of independent registers; the result depends on all. */   \
-  template <typename T> double spin(bool exponentials, std::int64_t n);                            \
+#define FK_DECLARE(isa)                                                                          \
+  namespace fokker::cpu::isa {                                                                   \
+  /* n exponentials, or n multiply-adds, of independent registers; the result depends on all. */ \
+  template <typename T> double spin(bool exponentials, std::int64_t n);                          \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

@@ -10,12 +10,12 @@ void norm_run(const NormPlan& p);
 
 }  // namespace fokker::cpu
 
-#define FK_DECLARE(isa)                                                                                      \
-  namespace fokker::cpu::isa {                                                                               \
-  /* Rows [begin, end) of all samples. */                                                                    \
-  void norm_rows(const NormPlan& p, std::int64_t begin, std::int64_t end);                                   \
-  /* Blocks of tokens [begin, end) of all samples; `partial` takes sum_count() rows a block. */              \
-  void norm_vjp_blocks(const NormPlan& p, std::int64_t begin, std::int64_t end, void* partial);              \
+#define FK_DECLARE(isa)                                                                         \
+  namespace fokker::cpu::isa {                                                                  \
+  /* Rows [begin, end) of all samples. */                                                       \
+  void norm_rows(const NormPlan& p, std::int64_t begin, std::int64_t end);                      \
+  /* Blocks of tokens [begin, end) of all samples; `partial` takes sum_count() rows a block. */ \
+  void norm_vjp_blocks(const NormPlan& p, std::int64_t begin, std::int64_t end, void* partial); \
   }
 FK_DECLARE(baseline)
 FK_DECLARE(avx2)

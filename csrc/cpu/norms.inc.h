@@ -8,9 +8,9 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-template <typename R, typename S, typename T>
-inline void normalise(const R* x, Statistics<T> s, const T* factor, const T* addend, S* y, bool streamed, std::int64_t n,
-                      Ahead<S> ahead) {
+template <typename R, typename S, typename T> inline void normalise(const R* x, Statistics<T> s, const T* factor,
+                                                                    const T* addend, S* y, bool streamed,
+                                                                    std::int64_t n, Ahead<S> ahead) {
   each<T>(n, [=](std::int64_t i, auto zero) {
     using V = decltype(zero);
     ahead.fetch(i);
@@ -19,7 +19,8 @@ inline void normalise(const R* x, Statistics<T> s, const T* factor, const T* add
   });
 }
 
-template <bool kGate, typename S, typename T> void forward_gated(const NormPlan& p, std::int64_t begin, std::int64_t end) {
+template <bool kGate, typename S, typename T>
+void forward_gated(const NormPlan& p, std::int64_t begin, std::int64_t end) {
   Rows<T> rows(p, 4);
   const std::int64_t n = p.columns;
   const bool sum_past = past_cache<S, T>(p, p.sum), out_past = past_cache<S, T>(p, p.out);
@@ -39,8 +40,7 @@ template <bool kGate, typename S, typename T> void forward_gated(const NormPlan&
       if constexpr (std::is_same_v<S, T>)
         if (!sum_past) kept = sum;
       const Ahead<S> ahead{rows.template next<S>(p.x, b, t), rows.template next<S>(p.branch, b, t)};
-      const Statistics<T> s =
-          gated_statistics<kGate>(p.norm, x, branch, gate, sum, sum_past, kept, n, p.eps, ahead);
+      const Statistics<T> s = gated_statistics<kGate>(p.norm, x, branch, gate, sum, sum_past, kept, n, p.eps, ahead);
       S* const y = rows.template place<S>(p.out, b, t, rows.buffer(2));
       normalise(kept, s, rows.factor, rows.addend, y, out_past, n, Ahead<S>{});
       rows.write(p.out, b, t, y);

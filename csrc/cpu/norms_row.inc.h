@@ -1,4 +1,5 @@
-// One row of a modulated norm in the first cache: its statistics, its coefficients and its numbers, whatever their dtype.
+// One row of a modulated norm in the first cache: its statistics, its coefficients and its numbers, whatever their
+// dtype.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +15,8 @@
 namespace fokker::cpu::FK_ISA {
 namespace {
 
-// norm(x) = (x - mean) rstd + offset; offset carries what the rounding of the mean leaves, so that a large mean does not
-// cost accuracy. All 0 but rstd for the RMS norm.
+// norm(x) = (x - mean) rstd + offset; offset carries what the rounding of the mean leaves, so that a large mean does
+// not cost accuracy. All 0 but rstd for the RMS norm.
 template <typename T> struct Statistics {
   T mean = 0, rstd = 1, offset = 0;
 };
@@ -53,8 +54,8 @@ inline std::pair<double, double> moments(const S* x, T shift, std::int64_t n, Ah
                                      [x](std::int64_t i) { return get<T>(x + i); }, shift, n, ahead);
 }
 
-// The statistics of a row that x and one make and leave at `row`. The variance is taken about a guess of the mean, in the
-// same pass; where the guess was so far off that digits would cancel, once more about the mean.
+// The statistics of a row that x and one make and leave at `row`. The variance is taken about a guess of the mean, in
+// the same pass; where the guess was so far off that digits would cancel, once more about the mean.
 template <typename T, typename R, typename Load, typename One, typename S>
 inline Statistics<T> statistics(Norm norm, Load&& x, One&& one, T shift, const R* row, std::int64_t n, double eps,
                                 Ahead<S> ahead) {
@@ -183,9 +184,7 @@ template <typename T> class Rows {
   static constexpr int kOwn = 10, kMostBuffers = 16;
   static constexpr std::int64_t kAheadBytes = 8192;
 
-  const T* constant(const RowOperand& o, int line) {
-    return o ? read(o, 0, 0, lines_[line]) : nullptr;
-  }
+  const T* constant(const RowOperand& o, int line) { return o ? read(o, 0, 0, lines_[line]) : nullptr; }
   const T* total(const Modulation& m, const T* table, std::int64_t b, std::int64_t t, T* to) const {
     if (!m.main) return table;
     const T* const main = read(m.main, b, t, to);

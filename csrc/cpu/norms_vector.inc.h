@@ -54,7 +54,8 @@ template <typename T, typename F> inline void each(std::int64_t n, F&& at) {
   for (; i < n; ++i) at(i, T(0));
 }
 
-// What the cache will need next: rows whose lines are asked for while the row at hand is worked on; `to` will be written.
+// What the cache will need next: rows whose lines are asked for while the row at hand is worked on; `to` will be
+// written.
 template <typename S> struct Ahead {
   const S *first = nullptr, *second = nullptr;
   S* to = nullptr;

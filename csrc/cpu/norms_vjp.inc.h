@@ -1,8 +1,8 @@
 // Gradients of modulated norms and gated residuals: included by norms.inc.h.
 //
-// With v = x + gate branch, n = norm(v), g = dy factor: the gradient in x is d = above + rstd (g - mean g - n mean(g n)),
-// in the branch gate d, in the gate d branch. A first pass over a row takes its statistics and the sums of g and g v, a
-// second one, over two rows at a time, writes the gradients and adds up what is summed over tokens.
+// With v = x + gate branch, n = norm(v), g = dy factor: the gradient in x is d = above + rstd (g - mean g - n mean(g
+// n)), in the branch gate d, in the gate d branch. A first pass over a row takes its statistics and the sums of g and g
+// v, a second one, over two rows at a time, writes the gradients and adds up what is summed over tokens.
 #pragma once
 
 #include "cpu/norms_row.inc.h"
@@ -31,16 +31,17 @@ FK_INLINE V input(const GradientRow<S, T>& r, const GradientColumns<T>& c, std::
   else return c.gate ? fma(get<V>(c.gate + i), get<V>(r.branch + i), x) : V(get<V>(r.branch + i) + x);
 }
 
-template <bool kBranch, typename S, typename T>
-inline void first_pass(GradientRow<S, T>& row, const GradientColumns<T>& columns, Norm norm, double eps, std::int64_t n,
-                       Ahead<S> ahead) {
+template <bool kBranch, typename S, typename T> inline void first_pass(GradientRow<S, T>& row,
+                                                                       const GradientColumns<T>& columns, Norm norm,
+                                                                       double eps, std::int64_t n, Ahead<S> ahead) {
   constexpr int lanes = kLanesOf<T>, ways = 2;
   const GradientRow<S, T> r = row;
   const GradientColumns<T> c = columns;
   const double count = static_cast<double>(n);
   const bool layer = norm == Norm::layer;
   T shift = 0;
-  if (layer) shift = guess([&](std::int64_t i) { return input<kBranch, Vec<T>>(r, c, i); }, input<kBranch, T>(r, c, 0), n);
+  if (layer)
+    shift = guess([&](std::int64_t i) { return input<kBranch, Vec<T>>(r, c, i); }, input<kBranch, T>(r, c, 0), n);
   for (bool again = false;; again = true) {
     Vec<T> d1[ways] = {}, d2[ways] = {}, g1[ways] = {}, gd[ways] = {};
     const Vec<T> by = all(shift);
@@ -76,8 +77,8 @@ inline void first_pass(GradientRow<S, T>& row, const GradientColumns<T>& columns
   }
 }
 
-// Adds p and p norm(v) to the columns' sums, p = dy, or dy (1 + scale) where weighted. In a loop of its own: stores that
-// wait for memory would hold up those of the sums.
+// Adds p and p norm(v) to the columns' sums, p = dy, or dy (1 + scale) where weighted. In a loop of its own: stores
+// that wait for memory would hold up those of the sums.
 template <int R, bool kBranch, typename S, typename T>
 inline void add_columns(const GradientRow<S, T>* from, const GradientColumns<T>& columns, std::int64_t n) {
   const GradientRow<S, T> one = from[0], two = from[R - 1];  // not an array: in registers
@@ -145,8 +146,17 @@ inline void gradient_rows(Rows<T>& rows, std::int64_t b, std::int64_t t, T* sums
   const std::int64_t n = rows.n;
   rows.coefficients(b, t);
   T* const sum_gate = p.sum_gate ? sums + (p.sum_count() - 1) * n : nullptr;
-  const GradientColumns<T> c{rows.factor, rows.gate, rows.scale(), rows.weight, rows.bias, p.sum_p ? sums : nullptr,
-                             p.sum_p ? sums + n : nullptr, sum_gate, p.weighted && rows.scale(), x_past, branch_past};
+  const GradientColumns<T> c{rows.factor,
+                             rows.gate,
+                             rows.scale(),
+                             rows.weight,
+                             rows.bias,
+                             p.sum_p ? sums : nullptr,
+                             p.sum_p ? sums + n : nullptr,
+                             sum_gate,
+                             p.weighted && rows.scale(),
+                             x_past,
+                             branch_past};
   GradientRow<S, T> r[R];
   for (int k = 0; k < R; ++k) {
     const auto buffer = [&](int j) { return rows.buffer(k * kEach + j); };
@@ -157,9 +167,17 @@ inline void gradient_rows(Rows<T>& rows, std::int64_t b, std::int64_t t, T* sums
       return o ? rows.template place<S>(o, b, t + k, buffer(j)) : nullptr;
     };
     const auto own = [&](const RowOperand& o, int j) { return o ? rows.place(o, b, t + k, buffer(j)) : nullptr; };
-    r[k] = {read(p.x, 0), read(p.branch, 1), kNormed ? read(p.grad, 2) : nullptr, read(p.grad_sum, 3),
-            place(p.to_x, 4), place(p.to_branch, 5), own(p.to_gate, 6), kNormed ? own(p.to_scale, 7) : nullptr,
-            {}, T(0), T(0)};
+    r[k] = {read(p.x, 0),
+            read(p.branch, 1),
+            kNormed ? read(p.grad, 2) : nullptr,
+            read(p.grad_sum, 3),
+            place(p.to_x, 4),
+            place(p.to_branch, 5),
+            own(p.to_gate, 6),
+            kNormed ? own(p.to_scale, 7) : nullptr,
+            {},
+            T(0),
+            T(0)};
     if constexpr (kNormed)
       first_pass<kBranch>(r[k], c, p.norm, p.eps, n,
                           Ahead<S>{rows.template next<S>(p.x, b, t + k), rows.template next<S>(p.grad, b, t + k)});

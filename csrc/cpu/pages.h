@@ -12,8 +12,8 @@
 namespace fokker::cpu {
 
 // Asks for huge pages under a result of `numbers` from `data` on, the gaps between them counted. malloc maps blocks of
-// many megabytes afresh, and clearing them 4 KB at a time takes longer than a kernel takes to fill them (64 MB: 30 ms, by
-// huge pages 10). Costs 0.2 us where there is nothing to do.
+// many megabytes afresh, and clearing them 4 KB at a time takes longer than a kernel takes to fill them (64 MB: 30 ms,
+// by huge pages 10). Costs 0.2 us where there is nothing to do.
 inline void expect_writes(void* data, DType dtype, std::int64_t numbers) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t huge = std::uintptr_t(2) << 20;

@@ -64,7 +64,8 @@ void step(const AffinePlan& p, const SdeItems& items, std::int64_t begin, std::i
   for (int k = 0; k < p.vectors; ++k) direct &= p.native(p.in[k]) && p.adjacent(p.in[k]);
   for (int r = 0; r < p.results; ++r) direct &= p.native(p.out[r]) && p.adjacent(p.out[r]);
   const std::int64_t tile = direct ? kSdeRun : kSdeTile;
-  const bool streamed = direct && p.results == 1 && !p.aliased && p.batch * p.n * std::int64_t(sizeof(T)) >= kStreamBytes;
+  const bool streamed =
+      direct && p.results == 1 && !p.aliased && p.batch * p.n * std::int64_t(sizeof(T)) >= kStreamBytes;
   std::int64_t of = -1;
   Table<T> c;
   for (std::int64_t item = begin; item < end; ++item) {

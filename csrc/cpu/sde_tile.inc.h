@@ -80,13 +80,13 @@ inline void combine_results_of(const T (*c)[kMaxColumns], const T* const* v, T* 
   }
 }
 constexpr int kMostTogether = 6;  // vectors of `combine_results`
-template <typename T> inline void combine_results(int results, int joined, const T (*c)[kMaxColumns],
-                                                  const T* const* v, T* const* out, std::int64_t n) {
+template <typename T> inline void combine_results(int results, int joined, const T (*c)[kMaxColumns], const T* const* v,
+                                                  T* const* out, std::int64_t n) {
   switch (results * 8 + joined) {
-#define FK_RESULTS(J)                                    \
-  case 16 + J:                                           \
-    return combine_results_of<J, 2>(c, v, out, n);       \
-  case 24 + J:                                           \
+#define FK_RESULTS(J)                              \
+  case 16 + J:                                     \
+    return combine_results_of<J, 2>(c, v, out, n); \
+  case 24 + J:                                     \
     return combine_results_of<J, 3>(c, v, out, n);
     FK_RESULTS(1) FK_RESULTS(2) FK_RESULTS(3) FK_RESULTS(4) FK_RESULTS(5) FK_RESULTS(6)
 #undef FK_RESULTS

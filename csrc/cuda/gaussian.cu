@@ -26,7 +26,8 @@ struct Queries {
   __device__ __forceinline__ std::int64_t clamped(int u) const { return at(u) < n ? at(u) : n - 1; }
 };
 
-template <typename T, bool kDiagonal> __global__ void __launch_bounds__(kThreads) gaussian_joint_kernel(GaussianJoint p) {
+template <typename T, bool kDiagonal> __global__ void __launch_bounds__(kThreads)
+    gaussian_joint_kernel(GaussianJoint p) {
   const Queries q(p.n);
   for (std::int64_t c = blockIdx.y; c < p.k; c += gridDim.y) {
     const T *mean = of<T>(p.mean) + c * p.d, *root = of<T>(p.root) + c * p.matrix.stride;
@@ -184,9 +185,9 @@ template <typename T> void gaussian_moments(const GaussianMoments& p, cudaStream
   check_launch("gaussian_moments");
 }
 
-#define FK_INSTANTIATE(T)                                                        \
-  template void gaussian_joint<T>(const GaussianJoint& p, cudaStream_t stream);  \
-  template void gaussian_pull<T>(const GaussianPull& p, cudaStream_t stream);    \
+#define FK_INSTANTIATE(T)                                                       \
+  template void gaussian_joint<T>(const GaussianJoint& p, cudaStream_t stream); \
+  template void gaussian_pull<T>(const GaussianPull& p, cudaStream_t stream);   \
   template void gaussian_moments<T>(const GaussianMoments& p, cudaStream_t stream);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -1,8 +1,8 @@
 // Group norms of channels_last samples: the channels of a position lie side by side, so that a group is a strip of it.
 //
-// Three launches: two sums of each channel over chunks of positions; those of a group's channels and chunks put together,
-// and the coefficients of each channel; the results. x is read twice, by whole rows (the second time from the second
-// cache where the batch fits in it). Bytes an element of s bytes: forward 3 s, backward 5 s.
+// Three launches: two sums of each channel over chunks of positions; those of a group's channels and chunks put
+// together, and the coefficients of each channel; the results. x is read twice, by whole rows (the second time from the
+// second cache where the batch fits in it). Bytes an element of s bytes: forward 3 s, backward 5 s.
 #include "cuda/groups.cuh"
 
 namespace fokker::cuda {
@@ -30,8 +30,8 @@ template <typename T> struct Coefficients {
   GroupChannel<T> channel;
   GroupSlope<T> slope;
 };
-template <typename T> __device__ __forceinline__ Coefficients<T>& coefficients(const GroupPlan& p, std::int64_t b,
-                                                                               std::int64_t c) {
+template <typename T>
+__device__ __forceinline__ Coefficients<T>& coefficients(const GroupPlan& p, std::int64_t b, std::int64_t c) {
   const std::int64_t chunks = group_chunks(p);
   double* const at = p.work + p.batch * chunks * p.channels * 2 + (b * p.channels + c) * 6;
   return *reinterpret_cast<Coefficients<T>*>(at);
@@ -77,7 +77,8 @@ template <typename S, int V> __global__ void __launch_bounds__(kThreads, 1)
     if (mine)
       for (std::int64_t i = at.from + at.row; i < at.to; i += at.rows) {
         if (p.backward) {
-          const Pack<S, V> x = read<S, V>(p.x, p.x.row(at.b, i) + c), grad = read<S, V>(p.grad, p.grad.row(at.b, i) + c);
+          const Pack<S, V> x = read<S, V>(p.x, p.x.row(at.b, i) + c),
+                           grad = read<S, V>(p.grad, p.grad.row(at.b, i) + c);
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const T du = through(p.activation, before(by[j], x.at(j)), grad.at(j));
@@ -119,10 +120,13 @@ template <typename S, int V> __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // One block a group of a sample.
-template <typename T> __global__ void __launch_bounds__(kThreads, 1) group_last_merge(const __grid_constant__ GroupPlan p) {
+template <typename T> __global__ void __launch_bounds__(kThreads, 1)
+    group_last_merge(const __grid_constant__ GroupPlan p) {
   const std::int64_t b = blockIdx.x / p.groups, g = blockIdx.x % p.groups, per = p.per_group(), from = g * per;
   const std::int64_t chunks = group_chunks(p);
-  const auto entry = [&](std::int64_t k, std::int64_t c) { return p.work + ((b * chunks + k) * p.channels + from + c) * 2; };
+  const auto entry = [&](std::int64_t k, std::int64_t c) {
+    return p.work + ((b * chunks + k) * p.channels + from + c) * 2;
+  };
   if (p.backward) {
     const double mean = p.stats[2 * blockIdx.x], rstd = p.stats[2 * blockIdx.x + 1];
     double ka = 0, ke = 0;
@@ -152,7 +156,8 @@ template <typename T> __global__ void __launch_bounds__(kThreads, 1) group_last_
     rstd = 1 / math::group_parameter(p.std, b, g, 1);
   } else {
     double squares = 0;
-    for (std::int64_t i = threadIdx.x; i < chunks * per; i += kThreads) mean += count(i / per) * entry(i / per, i % per)[0];
+    for (std::int64_t i = threadIdx.x; i < chunks * per; i += kThreads)
+      mean += count(i / per) * entry(i / per, i % per)[0];
     mean = block_reduce<kThreads>(mean, Sum{}) / p.count();
     for (std::int64_t i = threadIdx.x; i < chunks * per; i += kThreads) {
       const double* const of = entry(i / per, i % per);

@@ -1,7 +1,7 @@
 // Group norms whose channels hold their positions side by side: one block a group of a sample.
 //
-// The group is read once and kept in shared memory, as it lies, where it fits (227 KB on sm_90: 16 x 256 x 64 x 64 in 32
-// groups does, in any float type forward, in halves backward); else it is read twice. Bytes an element of s bytes:
+// The group is read once and kept in shared memory, as it lies, where it fits (227 KB on sm_90: 16 x 256 x 64 x 64 in
+// 32 groups does, in any float type forward, in halves backward); else it is read twice. Bytes an element of s bytes:
 // forward 2 s (3 s), backward 3 s (5 s). Sums run over deviations from the mean of the group's first packs, in double
 // past a pack, so that a mean far from 0 costs no digits.
 #include "cuda/groups.cuh"
@@ -19,7 +19,8 @@ template <typename S, int V, int kThreads> __global__ void __launch_bounds__(kTh
   const std::int64_t b = blockIdx.x / p.groups, g = blockIdx.x % p.groups, per = p.per_group(), from = g * per;
   const unsigned row = static_cast<unsigned>(p.positions / V), packs = static_cast<unsigned>(per) * row;
   Pack<S, V>* const kept = reinterpret_cast<Pack<S, V>*>(memory);
-  GroupChannel<T>* const channel = reinterpret_cast<GroupChannel<T>*>(memory + (held ? (packs * sizeof(Pack<S, V>) + 15) & ~std::size_t(15) : 0));
+  GroupChannel<T>* const channel =
+      reinterpret_cast<GroupChannel<T>*>(memory + (held ? (packs * sizeof(Pack<S, V>) + 15) & ~std::size_t(15) : 0));
   double mean = 0, rstd;
   if (p.std.data) {
     rstd = 1 / math::group_parameter(p.std, b, g, 1);
@@ -168,7 +169,8 @@ template <typename K> std::int64_t reserve(K* kernel, std::int64_t needed, std::
 
 void group_rows(const GroupPlan& p, cudaStream_t stream) {
   const std::int64_t blocks = p.batch * p.groups, per = p.per_group();
-  if (blocks > kMaxBlocks) raise<ValueError>("x has ", blocks, " groups in all, at most ", kMaxBlocks, " are supported");
+  if (blocks > kMaxBlocks)
+    raise<ValueError>("x has ", blocks, " groups in all, at most ", kMaxBlocks, " are supported");
   if (per * p.positions >= std::int64_t(1) << 31)
     raise<ValueError>("x has groups of ", per * p.positions, " numbers, fewer than 2^31 are supported");
   with_packs(p, [&](auto s, auto pack) {
@@ -185,8 +187,7 @@ void group_rows(const GroupPlan& p, cudaStream_t stream) {
     const auto backward = [&](auto threads) {
       constexpr int kThreads = decltype(threads)::value, warps = kThreads / kWarp;
       const unsigned split = per >= warps ? 1 : warps / static_cast<unsigned>(per);
-      const std::int64_t bytes =
-          reserve(group_rows_vjp_kernel<S, V, kThreads>, 16 * per * split + 16, 2 * group, held);
+      const std::int64_t bytes = reserve(group_rows_vjp_kernel<S, V, kThreads>, 16 * per * split + 16, 2 * group, held);
       FK_LAUNCH((group_rows_vjp_kernel<S, V, kThreads>), unsigned(blocks), kThreads, bytes, stream, p, split, held);
     };
     const bool few = per * p.positions / V <= 4 * kFew;

@@ -7,8 +7,12 @@
 
 namespace fokker::cuda {
 
-template <typename S> struct GroupWide { using type = float; };
-template <> struct GroupWide<double> { using type = double; };
+template <typename S> struct GroupWide {
+  using type = float;
+};
+template <> struct GroupWide<double> {
+  using type = double;
+};
 
 FK_HD FK_INLINE float widen(Half h) { return to_float(h); }
 FK_HD FK_INLINE float widen(BFloat16 h) { return to_float(h); }
@@ -82,10 +86,14 @@ template <typename F> void with_packs(const GroupPlan& p, F&& f) {
     else f(s, std::integral_constant<int, 1>{});
   };
   switch (p.dtype) {
-    case DType::f16: return choose(Half{});
-    case DType::bf16: return choose(BFloat16{});
-    case DType::f64: return choose(double{});
-    default: return choose(float{});
+    case DType::f16:
+      return choose(Half{});
+    case DType::bf16:
+      return choose(BFloat16{});
+    case DType::f64:
+      return choose(double{});
+    default:
+      return choose(float{});
   }
 }
 

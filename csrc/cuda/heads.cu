@@ -7,7 +7,8 @@ namespace fokker::cuda {
 namespace {
 
 template <typename T, typename S, int kUnits, bool kPacked> __global__ void __launch_bounds__(kHeadThreads, 1)
-    heads_kernel(const __grid_constant__ HeadsPlan p, const __grid_constant__ HeadWalk w, std::int64_t rows, int heads) {
+    heads_kernel(const __grid_constant__ HeadsPlan p, const __grid_constant__ HeadWalk w, std::int64_t rows,
+                 int heads) {
   const int lane = threadIdx.x & (w.lanes - 1);
   const std::int64_t row = (std::int64_t(blockIdx.x) * kHeadThreads + threadIdx.x) / w.lanes;
   const bool there = row < rows;

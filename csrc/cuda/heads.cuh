@@ -80,9 +80,8 @@ __device__ __forceinline__ Unit<T> read_vector(const HeadsPlan& p, const void* f
   return x;
 }
 // Cosines and signed sines of a token.
-template <typename T>
-__device__ __forceinline__ void read_angles(const HeadsPlan& p, std::int64_t b, std::int64_t t, int u, Unit<T>& cos,
-                                            Unit<T>& sin) {
+template <typename T> __device__ __forceinline__ void read_angles(const HeadsPlan& p, std::int64_t b, std::int64_t t,
+                                                                  int u, Unit<T>& cos, Unit<T>& sin) {
   const std::int64_t at = b * p.table_batch + t * p.width;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {

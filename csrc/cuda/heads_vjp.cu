@@ -10,7 +10,8 @@
 namespace fokker::cuda {
 namespace {
 
-template <typename T, typename S, int kUnits, bool kPacked, bool kSums> __global__ void __launch_bounds__(kHeadThreads, 1)
+template <typename T, typename S, int kUnits, bool kPacked, bool kSums>
+__global__ void __launch_bounds__(kHeadThreads, 1)
     heads_vjp_kernel(const __grid_constant__ HeadsPlan p, const __grid_constant__ HeadWalk w, std::int64_t rows,
                      std::int64_t per_block) {
   FK_SHARED(double, total, kSums ? 2 * kMaxHeadDim : 1);
@@ -134,9 +135,11 @@ void heads_vjp(const HeadsPlan& p, cudaStream_t stream) {
     constexpr int kUnits = decltype(units)::value;
     constexpr bool kPacked = decltype(packed)::value;
     if (p.sums) {
-      FK_LAUNCH((heads_vjp_kernel<T, S, kUnits, kPacked, true>), blocks, kHeadThreads, 0, stream, p, w, rows, per_block);
+      FK_LAUNCH((heads_vjp_kernel<T, S, kUnits, kPacked, true>), blocks, kHeadThreads, 0, stream, p, w, rows,
+                per_block);
     } else {
-      FK_LAUNCH((heads_vjp_kernel<T, S, kUnits, kPacked, false>), blocks, kHeadThreads, 0, stream, p, w, rows, per_block);
+      FK_LAUNCH((heads_vjp_kernel<T, S, kUnits, kPacked, false>), blocks, kHeadThreads, 0, stream, p, w, rows,
+                per_block);
     }
   });
   if (p.sums)

@@ -12,7 +12,7 @@
 namespace fokker {
 struct KdeSums;
 struct RandomPlan;
-}
+}  // namespace fokker
 
 namespace fokker::math {
 enum class VmfFn : int;

@@ -1,7 +1,7 @@
 // Modulated norms and gated residuals: sum = x + gate branch, out = (norm(sum) weight + bias) (1 + scale) + shift.
 //
-// Bytes: x, branch and per-token modulations once, results once; those of a sample once for kRows rows. A row is held in
-// registers up to 16,384 columns (float64: 8,192); a longer one is read again from the caches for its statistics.
+// Bytes: x, branch and per-token modulations once, results once; those of a sample once for kRows rows. A row is held
+// in registers up to 16,384 columns (float64: 8,192); a longer one is read again from the caches for its statistics.
 #include "cuda/norms.h"
 
 #include <algorithm>
@@ -18,9 +18,9 @@ constexpr std::int64_t kManyRows = 4 * 132 * 12;  // from here on there are bloc
 template <typename T> struct Coefficients {
   Eight<T> gate, factor, addend;
 };
-template <typename T>
-__device__ __forceinline__ Coefficients<T> coefficients_of(const NormPlan& p, bool packed, std::int64_t b,
-                                                           std::int64_t t, std::int64_t c) {
+template <typename T> __device__ __forceinline__ Coefficients<T> coefficients_of(const NormPlan& p, bool packed,
+                                                                                 std::int64_t b, std::int64_t t,
+                                                                                 std::int64_t c) {
   Coefficients<T> to;
   if (p.branch) to.gate = gate_of<T>(p, packed, b, t, c);
   if (p.norm == Norm::none) return to;
@@ -34,16 +34,16 @@ __device__ __forceinline__ Coefficients<T> coefficients_of(const NormPlan& p, bo
   for (int j = 0; j < kLotColumns; ++j) to.factor.v[j] = w.v[j] * scale.v[j];
   return to;
 }
-template <typename T> __device__ __forceinline__ Eight<T> normed(const RowStatistics<T>& s, const Eight<T>& v,
-                                                                 const Coefficients<T>& k) {
+template <typename T>
+__device__ __forceinline__ Eight<T> normed(const RowStatistics<T>& s, const Eight<T>& v, const Coefficients<T>& k) {
   Eight<T> y;
 #pragma unroll
   for (int j = 0; j < kLotColumns; ++j) y.v[j] = math::mad(s(v.v[j]), k.factor.v[j], k.addend.v[j]);
   return y;
 }
 // Adds (v - mean) and its square, of the columns that are there.
-template <typename T> __device__ __forceinline__ void add_deviations(const Eight<T>& v, T mean, std::int64_t left,
-                                                                     T (&sums)[2]) {
+template <typename T>
+__device__ __forceinline__ void add_deviations(const Eight<T>& v, T mean, std::int64_t left, T (&sums)[2]) {
 #pragma unroll
   for (int j = 0; j < kLotColumns; ++j) {
     const T d = j < left ? v.v[j] - mean : T(0);
@@ -55,8 +55,8 @@ template <typename T> __device__ __forceinline__ T sum_of(const Eight<T>& v) {
   return ((v.v[0] + v.v[1]) + (v.v[2] + v.v[3])) + ((v.v[4] + v.v[5]) + (v.v[6] + v.v[7]));
 }
 
-// Rows of K lots a thread, in registers; with one lot the coefficients of a sample are kept there too, in the 64 registers
-// that let two blocks share a multiprocessor.
+// Rows of K lots a thread, in registers; with one lot the coefficients of a sample are kept there too, in the 64
+// registers that let two blocks share a multiprocessor.
 template <typename T, int K> __global__ void __launch_bounds__(kNormThreads<T>, K == 1 && sizeof(T) == 4 ? 2 : 1)
     norm_forward_kernel(const __grid_constant__ NormPlan p, bool packed, int rows) {
   const std::int64_t blocks = (p.tokens + rows - 1) / rows, b = blockIdx.x / blocks, from = blockIdx.x % blocks * rows;
@@ -88,8 +88,7 @@ template <typename T, int K> __global__ void __launch_bounds__(kNormThreads<T>, 
 #pragma unroll
     for (int i = 0; i < K; ++i) {
       const std::int64_t c = column(i);
-      write_eight(p, packed, p.out, b, t, c,
-                  normed(s, v[i], K == 1 ? kept : coefficients_of<T>(p, packed, b, t, c)));
+      write_eight(p, packed, p.out, b, t, c, normed(s, v[i], K == 1 ? kept : coefficients_of<T>(p, packed, b, t, c)));
     }
   }
 }

@@ -52,9 +52,9 @@ __device__ __forceinline__ void write_eight_as(S* to, std::int64_t left, bool pa
 }
 
 // Columns [c, c + 8) of row (b, t), 0 past the end.
-template <typename T>
-__device__ __forceinline__ Eight<T> read_eight(const NormPlan& p, bool packed, const RowOperand& o, std::int64_t b,
-                                               std::int64_t t, std::int64_t c) {
+template <typename T> __device__ __forceinline__ Eight<T> read_eight(const NormPlan& p, bool packed,
+                                                                     const RowOperand& o, std::int64_t b,
+                                                                     std::int64_t t, std::int64_t c) {
   const std::int64_t at = o.at(b, t) + c * o.column, left = p.columns - c;
   if (left <= 0) return Eight<T>{};
   switch (o.dtype) {
@@ -69,9 +69,9 @@ __device__ __forceinline__ Eight<T> read_eight(const NormPlan& p, bool packed, c
   }
 }
 // To a contiguous result.
-template <typename T>
-__device__ __forceinline__ void write_eight(const NormPlan& p, bool packed, const RowOperand& o, std::int64_t b,
-                                            std::int64_t t, std::int64_t c, const Eight<T>& from) {
+template <typename T> __device__ __forceinline__ void write_eight(const NormPlan& p, bool packed, const RowOperand& o,
+                                                                  std::int64_t b, std::int64_t t, std::int64_t c,
+                                                                  const Eight<T>& from) {
   const std::int64_t at = o.at(b, t) + c, left = p.columns - c;
   if (left <= 0) return;
   switch (o.dtype) {
@@ -87,9 +87,9 @@ __device__ __forceinline__ void write_eight(const NormPlan& p, bool packed, cons
 }
 
 // `one` plus the modulation's tensor and table.
-template <typename T>
-__device__ __forceinline__ Eight<T> modulation(const NormPlan& p, bool packed, const Modulation& m, std::int64_t b,
-                                               std::int64_t t, std::int64_t c, T one) {
+template <typename T> __device__ __forceinline__ Eight<T> modulation(const NormPlan& p, bool packed,
+                                                                     const Modulation& m, std::int64_t b,
+                                                                     std::int64_t t, std::int64_t c, T one) {
   Eight<T> to;
 #pragma unroll
   for (int j = 0; j < kLotColumns; ++j) to.v[j] = one;
@@ -169,9 +169,9 @@ struct NormWalk {
 template <typename T> inline NormWalk norm_walk(const NormPlan& p, int lots) {
   NormWalk w;
   w.packed = p.columns % kLotColumns == 0;
-  const RowOperand* all[] = {&p.x,          &p.branch,    &p.weight,     &p.bias,        &p.gate.main,  &p.gate.table,
-                             &p.shift.main, &p.shift.table, &p.scale.main, &p.scale.table, &p.sum,        &p.out,
-                             &p.grad_sum,   &p.grad,      &p.to_x,       &p.to_branch,   &p.to_gate,    &p.to_scale};
+  const RowOperand* all[] = {&p.x,          &p.branch,      &p.weight,     &p.bias,        &p.gate.main, &p.gate.table,
+                             &p.shift.main, &p.shift.table, &p.scale.main, &p.scale.table, &p.sum,       &p.out,
+                             &p.grad_sum,   &p.grad,        &p.to_x,       &p.to_branch,   &p.to_gate,   &p.to_scale};
   for (const RowOperand* o : all) {
     if (!*o) continue;
     const std::int64_t size = o->dtype == DType::f64 ? 8 : o->dtype == DType::f32 ? 4 : 2;

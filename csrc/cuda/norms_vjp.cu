@@ -17,9 +17,8 @@ template <typename T> inline constexpr std::int64_t kHeld = kNormThreads<T> * kL
 template <typename T> struct Held {
   Eight<T> v, dy, gate, factor;
 };
-template <typename T>
-__device__ __forceinline__ void read_columns(const NormPlan& p, bool packed, std::int64_t b, std::int64_t t,
-                                             std::int64_t c, Held<T>& h) {
+template <typename T> __device__ __forceinline__ void read_columns(const NormPlan& p, bool packed, std::int64_t b,
+                                                                   std::int64_t t, std::int64_t c, Held<T>& h) {
   if (p.branch) h.gate = gate_of<T>(p, packed, b, t, c);
   if (p.norm == Norm::none || !p.grad) return;
   const Eight<T> w = row_or<T>(p, packed, p.weight, c, T(1)), s = modulation<T>(p, packed, p.scale, b, t, c, T(1));
@@ -107,8 +106,8 @@ template <typename T> __device__ __forceinline__ void finish(const NormPlan& p, 
 }
 
 // The rows of sums of this block of tokens.
-template <typename T> __device__ __forceinline__ void put_sums(const NormPlan& p, std::int64_t c, bool add,
-                                                               const Eight<T> (&sums)[3]) {
+template <typename T>
+__device__ __forceinline__ void put_sums(const NormPlan& p, std::int64_t c, bool add, const Eight<T> (&sums)[3]) {
   const int count = p.sum_count();
   T* const row = static_cast<T*>(p.partial) + std::int64_t(blockIdx.x) * count * p.columns + c;
 #pragma unroll

@@ -11,14 +11,25 @@
 namespace fokker::math {
 
 enum class Kernel : int {
-  gaussian, laplace, exponential, matern32, matern52, student_t, epanechnikov, tophat, linear, cosine
+  gaussian,
+  laplace,
+  exponential,
+  matern32,
+  matern52,
+  student_t,
+  epanechnikov,
+  tophat,
+  linear,
+  cosine
 };
 constexpr int kKernelCount = 10;
 
 // Kernels that vanish outside z < 1: their sums are of F and G alone, E is 0 throughout.
 FK_HD FK_INLINE constexpr bool is_compact(Kernel k) { return k >= Kernel::epanechnikov; }
 
-template <typename T> struct Pair { T exponent, weight, slope; };  // E, F, G
+template <typename T> struct Pair {
+  T exponent, weight, slope;
+};  // E, F, G
 
 // q = z^2 (laplace: z); p = (nu + d) / 2 and nu for student_t. E is natural.
 template <Kernel kernel, typename T> FK_HD FK_INLINE Pair<T> kernel_pair(T q, T nu, T p) {
