@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._cli.progress import progress
 from ._kde_arguments import Call, arrange, restore
+from ._kde_evaluate import KERNELS, check_outputs, finish, posterior_sums
 from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
 
 
@@ -42,8 +43,6 @@ class KDEState:
         nu: float = 1.0,
         precision: str = "highest",
     ) -> None:
-        from .kde import KERNELS, check_outputs
-
         self.outputs = check_outputs(outputs, kernel)
         self._x, self._bandwidth = x if isinstance(x, Tensor) else np.asarray(x), bandwidth
         self._settings = (kernel, nu, False, precision, KERNELS)
@@ -78,8 +77,6 @@ class KDEState:
             if bool((w < 0).any()):
                 raise ValueError(f"KDEState: weights must not be negative, got {float(w.min())}")
             total, c = w.sum(), c.with_bias(torch.log(w))
-        from .kde import posterior_sums
-
         parts, mean = posterior_sums(c, self._mask) if self._mask & VALUES else (c.sums(self._mask), None)
         return self._add(parts[0], (parts[1] if mean is None else mean).double(), parts[2], parts[3], total)
 
@@ -149,8 +146,6 @@ class KDEState:
 
     def result(self) -> dict[str, Any]:
         """The outputs by name, as `fokker.kde.evaluate` returns them."""
-        from .kde import finish
-
         c = replace(self._arrange(self._x[:0]), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total)))
         dead = (self.log_sum == -torch.inf)[..., None]
         posterior = torch.where(dead, c.x, self.mean) if self._mask & VALUES else None
