@@ -247,8 +247,8 @@ __global__ void copy_pack(const float* in, float* out) {
 __global__ void both_shared(char* out) {
   FK_SHARED(char, fixed, 40 * 1024);
   FK_DYNAMIC_SMEM(char, dynamic);
-  fixed[0] = dynamic[threadIdx.x] = 1;
-  out[threadIdx.x] = fixed[0] + dynamic[threadIdx.x];
+  fixed[threadIdx.x] = dynamic[threadIdx.x] = 1;
+  out[threadIdx.x] = fixed[threadIdx.x] + dynamic[threadIdx.x];
 }
 
 void errors() {
