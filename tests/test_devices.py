@@ -30,6 +30,8 @@ from fokker.systems import (
     tweedie,
 )  # fmt: skip
 
+#: torch's CPU builds cannot index a tensor that says it is on a GPU
+needs_fakes = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a torch that is built with CUDA")
 SHAPE = (4, 3, 8, 8)
 CHECKED = {"vmf_fit"}  # looks at its input (validate=False does not)
 
@@ -46,6 +48,7 @@ def device_of(found):
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n not in CHECKED])
+@needs_fakes
 def test_ops(name):
     case = CASES[name]
     make = case.gentle or (lambda g: case.make(20, torch.float64, g))
@@ -82,6 +85,7 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@needs_fakes
 def test_samplers(name):
     sampler, process = SAMPLERS[name]
     with FakeGpu() as at:
@@ -94,6 +98,7 @@ def test_samplers(name):
 @pytest.mark.parametrize(
     "name", ["DDPM", "DDIM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep", "LMSDiscrete"]
 )
+@needs_fakes
 def test_schedulers(name):
     from fokker import schedulers
 
@@ -154,6 +159,7 @@ RUNS = {
 
 @pytest.mark.filterwarnings("ignore:the weights degenerated")
 @pytest.mark.parametrize("name", RUNS)
+@needs_fakes
 def test_runs_of_systems(name):
     """A run waits to check its result, once, however long it is."""
     waits = []
@@ -194,6 +200,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@needs_fakes
 def test_losses_do_not_wait(name):
     with FakeGpu() as at:
         found = LOSSES[name]()
@@ -211,6 +218,7 @@ COVARIANCES = {
 
 
 @pytest.mark.parametrize("kind", COVARIANCES)
+@needs_fakes
 def test_mixtures_do_not_wait(kind):
     with FakeGpu() as at:
         law, x = mixture.Mixture(gpu(2, 3), COVARIANCES[kind](), None, kind), gpu(20, 3)
@@ -221,6 +229,7 @@ def test_mixtures_do_not_wait(kind):
     assert not at.waits
 
 
+@needs_fakes
 def test_densities_do_not_wait():
     with FakeGpu() as at:
         x, y = gpu(20, 3), gpu(30, 3)
@@ -256,6 +265,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
+@needs_fakes
 def test_models_do_not_wait(name):
     with FakeGpu() as at, torch.no_grad():
         assert MODELS[name]().is_cuda
