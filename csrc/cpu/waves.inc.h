@@ -1,8 +1,7 @@
-// Body of the sinusoidal embeddings, once per instruction set: phases in double, their sines in the result's
-// arithmetic.
+// Body of the sinusoidal embeddings, once per instruction set: phases, sines and cosines in double, rounded once.
 #include "cpu/sde_operand.inc.h"
 #include "cpu/waves.h"
-#include "math/turns.h"
+#include "math/elementary.h"
 
 namespace fokker::cpu::FK_ISA {
 namespace {
@@ -11,15 +10,17 @@ constexpr int kWaveLot = 16;  // gcc vectorises loops of a fixed count only
 
 template <typename T>
 inline void wave_lot(double t, const double* turns, const double* phases, double gain, T* cos, T* sin) {
-  double u[kWaveLot];
-  T c[kWaveLot], s[kWaveLot];
+  double u[kWaveLot], c[kWaveLot], s[kWaveLot];
   if (phases)
     for (int l = 0; l < kWaveLot; ++l) u[l] = t * turns[l] + phases[l];
   else
     for (int l = 0; l < kWaveLot; ++l) u[l] = t * turns[l];
-  math::sincos_turns<kWaveLot>(u, s, c);
-  const T by = static_cast<T>(gain);
-  for (int l = 0; l < kWaveLot; ++l) cos[l] = by * c[l], sin[l] = by * s[l];
+  for (int l = 0; l < kWaveLot; ++l) u[l] -= math::detail::round_to_integer(u[l]);
+  for (int l = 0; l < kWaveLot; ++l) {
+    const auto both = math::sincos_2pi(u[l]);
+    c[l] = gain * both.cos, s[l] = gain * both.sin;
+  }
+  for (int l = 0; l < kWaveLot; ++l) cos[l] = static_cast<T>(c[l]), sin[l] = static_cast<T>(s[l]);
 }
 
 template <typename T> void waves_of(const WavesPlan& p, std::int64_t begin, std::int64_t end) {

@@ -88,8 +88,8 @@ def timestep_embedding(
         max_period, downscale_freq_shift, scale: P, f and s.
         flip_sin_to_cos: [cos, sin] (DiT, ADM: the defaults), or [sin, cos] (diffusers' and DDPM's default, with
             ``downscale_freq_shift=1``).
-        dtype: of the result; phases are float64 (a float32 phase near t = 1000 is off by 6e-5), cos and sin float64
-            for float64, else float32, to 1e-7.
+        dtype: of the result; phases, cos and sin are float64 (a float32 phase near t = 1000 is off by 6e-5), rounded
+            once.
 
     Returns:
         (*t.shape, dim). Differentiable in t. ValueError and TypeError name what does not fit.
