@@ -12,7 +12,7 @@ def head_arguments(name: str):
     if name.startswith("gated_activation"):
         x, bias = normal(3, 6, 4), normal(6)
         settings = (0, True, False, 1)
-        return (x, bias, normal(3, 3, 4), *settings) if name.endswith("vjp") else (x, bias, *settings)
+        return (x, bias, normal(3, 3, 4), *settings, 3) if name.endswith("vjp") else (x, bias, *settings)
     packed = name.startswith("qkv")
     inputs = (normal(2, 5, 3, 2, 8),) if packed else (normal(2, 5, 2, 8).transpose(1, 2), normal(2, 3, 5, 8))
     tables = (normal(8), normal(8), None, normal(8), normal(5, 4), normal(5, 4))

@@ -104,16 +104,46 @@ def test_layouts_and_dimensions(backend):
 @pytest.mark.parametrize("backend", NATIVE)
 def test_halves_are_the_float32_result_rounded_once(backend):
     for dtype in HALVES:
-        x = (3 * torch.randn(7, 90)).to(device_of(backend), dtype)
+        x = (3 * torch.randn(70, 90)).to(device_of(backend), dtype)
         bias = torch.randn(90).to(x)
-        grad = torch.randn(7, 45).to(x)
+        grad = torch.randn(70, 45).to(x)
         with fokker.use_backend(backend):
             for f in (denoiser.swiglu, denoiser.geglu):
                 assert torch.equal(f(x, bias), f(x.float(), bias.float()).to(dtype))
-                leaf, wide = x.clone().requires_grad_(), x.float().requires_grad_()
-                (got,) = torch.autograd.grad(f(leaf), leaf, grad)
-                (want,) = torch.autograd.grad(f(wide), wide, grad.float())
-                assert torch.equal(got, want.to(dtype))
+                for given in ((x,), (x, bias)):
+                    leaves = [t.clone().requires_grad_() for t in given]
+                    wide = [t.float().requires_grad_() for t in given]
+                    made = torch.autograd.grad(f(*leaves), leaves, grad)
+                    want = torch.autograd.grad(f(*wide), wide, grad.float())
+                    assert all(torch.equal(a, b.to(dtype)) for a, b in zip(made, want, strict=True))
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_bias_gradients_do_not_depend_on_the_layout_or_threads(backend):
+    """Sums over all but the channels, in several parts of several tiles."""
+    g = torch.Generator().manual_seed(6)
+    for shape, dim, layout in (
+        ((700, 296), 1, torch.contiguous_format),
+        ((3, 20, 37, 41), 1, torch.contiguous_format),
+        ((3, 20, 37, 41), 1, torch.channels_last),
+        ((8, 2305), 0, torch.contiguous_format),
+        ((0, 6), 1, torch.contiguous_format),
+        ((6,), 0, torch.contiguous_format),
+    ):
+        x = torch.randn(shape, generator=g).to(device_of(backend)).contiguous(memory_format=layout)
+        bias = torch.randn(shape[dim], generator=g).to(x)
+        grad = torch.randn_like(denoiser.silu_gate(x, dim=dim))
+        found = []
+        for chosen, dtype, threads in ((backend, x.dtype, 1), (backend, x.dtype, 2), ("reference", torch.float64, 2)):
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            leaf, level = x.detach().to(dtype), bias.detach().to(dtype).requires_grad_()
+            with fokker.use_backend(chosen):
+                y = denoiser.silu_gate(leaf, level, dim=dim)
+                found += torch.autograd.grad(y, level, grad.to(dtype))
+            torch.set_num_threads(before)
+        assert torch.equal(found[0], found[1])
+        torch.testing.assert_close(found[0].double(), found[2], rtol=1e-6, atol=1e-6 * float(found[2].abs().max()))
 
 
 @pytest.mark.skipif("cpu" not in NATIVE, reason="the CPU module is not built")

@@ -21,6 +21,7 @@ from fokker._op import REGISTRY
 from fokker.triton_kernels import configurations
 
 heads_vjp = pytest.importorskip("fokker.triton_kernels.heads_vjp")
+triton_gates = pytest.importorskip("fokker.triton_kernels.gates")
 norms_vjp = pytest.importorskip("fokker.triton_kernels.norms_vjp")
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
 QUICK = {
@@ -95,6 +96,20 @@ def test_quick_gates_of_six_dimensions():
             y = denoiser.geglu(leaf, dim=3)
             grads += [y.detach().double(), torch.autograd.grad(y.square().sum(), leaf)[0].double()]
     torch.testing.assert_close(grads[:2], grads[2:], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 0])
+def test_quick_bias_gradients_of_several_tiles_a_program(dim, monkeypatch):
+    monkeypatch.setattr(triton_gates, "PROGRAMS", 2)
+    x, bias = torch.randn((50, 90) if dim else (4, 1300), device=DEVICE), torch.randn(90 if dim else 4, device=DEVICE)
+    found = []
+    for backend, dtype in (("triton", F32), ("triton", F32), ("reference", F64)):
+        leaf = bias.to(dtype).requires_grad_()
+        with fokker.use_backend(backend):
+            y = denoiser.swiglu(x.to(dtype), leaf, dim=dim)
+            found.append(torch.autograd.grad(y.square().sum(), leaf)[0])
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0].double(), found[2], rtol=2e-6, atol=2e-6 * float(found[2].abs().max()))
 
 
 def test_quick_heads_of_several_tiles_a_program(monkeypatch):

@@ -262,6 +262,10 @@ def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
             constants = {"DIMS": 2, "KIND": kind, "GATED": True, "BIAS": kind < 2, "BACKWARD": backward}
             label = f"gates {name}{' backward' if backward else ''}"
             yield Variant(label, "gates", gates.activation_kernel, dtype, operands, constants)
+        del constants["BIAS"], constants["BACKWARD"]
+        constants |= {"COLUMNS": 32, "across": 1}
+        label = f"gates {name} backward, sums"
+        yield Variant(label, "gates", gates.sums_kernel, dtype, operands, constants, {"sums": "*fp64"})
 
 
 def norm_variants(dtype: torch.dtype) -> Iterator[Variant]:

@@ -5,6 +5,7 @@ Each half is read once, each result written once, where it lies; with the halves
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from .configurations import configuration
 from .elementary import const, divide, exp, horner, mad, one_plus_exp, pick
 from .strided import by_strides, launching, load, offset, store, walk
+
+#: programs at most that share the elements of a channel, where they are summed
+PROGRAMS = 256
 
 SILU = tl.constexpr(0)  # the order of math::Activation
 GELU_TANH = tl.constexpr(1)
@@ -82,6 +86,30 @@ def activated(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def gradients(
+    gate, value, gate_bias, value_bias, to_gate, grad, to_value, i, mask, n1, n2, n3, g0, g1, g2, g3, v0, v1, v2, v3,
+    c0, c1, c2, c3, d0, d1, d2, d3, s0, s1, s2, s3, e0, e1, e2, e3, t0, t1, t2, t3,
+    KIND: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, DIMS: tl.constexpr
+):  # fmt: skip
+    """The gradients in the gate and (0 without one) in the value at elements i, stored and given."""
+    x = load(gate, offset(i, n1, n2, n3, g0, g1, g2, g3, DIMS), mask, 0.0)
+    if BIAS:
+        x = x + load(gate_bias, offset(i, n1, n2, n3, c0, c1, c2, c3, DIMS), mask, 0.0)
+    y, slope = activated(x, KIND)
+    dy = load(grad, offset(i, n1, n2, n3, e0, e1, e2, e3, DIMS), mask, 0.0)
+    in_gate = dy * slope
+    in_value = dy * y
+    if GATED:
+        u = load(value, offset(i, n1, n2, n3, v0, v1, v2, v3, DIMS), mask, 0.0)
+        if BIAS:
+            u = u + load(value_bias, offset(i, n1, n2, n3, d0, d1, d2, d3, DIMS), mask, 0.0)
+        in_gate = in_gate * u
+        store(to_value, offset(i, n1, n2, n3, t0, t1, t2, t3, DIMS), in_value, mask)
+    store(to_gate, offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS), in_gate, mask)
+    return in_gate, in_value
+
+
+@triton.jit
 def activation_kernel(
     gate, value, gate_bias, value_bias, out, grad, to_value, n, n1, n2, n3, g0, g1, g2, g3, v0, v1, v2, v3,
     c0, c1, c2, c3, d0, d1, d2, d3, s0, s1, s2, s3, e0, e1, e2, e3, t0, t1, t2, t3,
@@ -91,63 +119,131 @@ def activation_kernel(
     """act(gate + gate_bias) (value + value_bias), or from its gradient those in the gate (out) and in the value."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < n
-    x = load(gate, offset(i, n1, n2, n3, g0, g1, g2, g3, DIMS), mask, 0.0)
-    if BIAS:
-        x = x + load(gate_bias, offset(i, n1, n2, n3, c0, c1, c2, c3, DIMS), mask, 0.0)
-    y, slope = activated(x, KIND)
     if BACKWARD:
-        dy = load(grad, offset(i, n1, n2, n3, e0, e1, e2, e3, DIMS), mask, 0.0)
-        if GATED:
-            store(to_value, offset(i, n1, n2, n3, t0, t1, t2, t3, DIMS), dy * y, mask)
-        y = dy * slope
-    if GATED:
-        u = load(value, offset(i, n1, n2, n3, v0, v1, v2, v3, DIMS), mask, 0.0)
+        gradients(
+            gate, value, gate_bias, value_bias, out, grad, to_value, i, mask, n1, n2, n3, g0, g1, g2, g3,
+            v0, v1, v2, v3, c0, c1, c2, c3, d0, d1, d2, d3, s0, s1, s2, s3, e0, e1, e2, e3, t0, t1, t2, t3,
+            KIND, GATED, BIAS, DIMS,
+        )  # fmt: skip
+    else:
+        x = load(gate, offset(i, n1, n2, n3, g0, g1, g2, g3, DIMS), mask, 0.0)
         if BIAS:
-            u = u + load(value_bias, offset(i, n1, n2, n3, d0, d1, d2, d3, DIMS), mask, 0.0)
-        y = y * u
-    store(out, offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS), y, mask)
+            x = x + load(gate_bias, offset(i, n1, n2, n3, c0, c1, c2, c3, DIMS), mask, 0.0)
+        y, _ = activated(x, KIND)
+        if GATED:
+            u = load(value, offset(i, n1, n2, n3, v0, v1, v2, v3, DIMS), mask, 0.0)
+            if BIAS:
+                u = u + load(value_bias, offset(i, n1, n2, n3, d0, d1, d2, d3, DIMS), mask, 0.0)
+            y = y * u
+        store(out, offset(i, n1, n2, n3, s0, s1, s2, s3, DIMS), y, mask)
+
+
+@triton.jit
+def sums_kernel(
+    gate, value, gate_bias, value_bias, out, grad, to_value, sums, channels, others, along, across, part, at_gate,
+    at_value, count, n1, n2, n3, g0, g1, g2, g3, v0, v1, v2, v3, c0, c1, c2, c3, d0, d1, d2, d3, s0, s1, s2, s3,
+    e0, e1, e2, e3, t0, t1, t2, t3,
+    KIND: tl.constexpr, GATED: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The gradients, and their sums over a part of the elements of some channels: `part` tiles of BLOCK / COLUMNS by COLUMNS."""
+    ROWS: tl.constexpr = BLOCK // COLUMNS
+    tile = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(1).to(tl.int64)
+    channel = tile * COLUMNS + tl.arange(0, COLUMNS)
+    kind: tl.constexpr = tl.float64 if gate.dtype.element_ty == tl.float64 else tl.float32
+    sum_gate = tl.zeros([ROWS, COLUMNS], kind)
+    sum_value = tl.zeros([ROWS, COLUMNS], kind)
+    for step in range(part):
+        row = (program * part + step) * ROWS + tl.arange(0, ROWS)
+        mask = (row < others)[:, None] & (channel < channels)[None, :]
+        i = (row * along)[:, None] + (channel * across)[None, :]
+        x, u = gradients(
+            gate, value, gate_bias, value_bias, out, grad, to_value, i, mask, n1, n2, n3, g0, g1, g2, g3,
+            v0, v1, v2, v3, c0, c1, c2, c3, d0, d1, d2, d3, s0, s1, s2, s3, e0, e1, e2, e3, t0, t1, t2, t3,
+            KIND, GATED, True, DIMS,
+        )  # fmt: skip
+        sum_gate += x  # 0 outside, as grad is
+        sum_value += u
+    to = sums + program * count + channel
+    tl.store(to + at_gate, tl.sum(sum_gate.to(tl.float64), 0), mask=channel < channels)
+    if GATED:
+        tl.store(to + at_value, tl.sum(sum_value.to(tl.float64), 0), mask=channel < channels)
+
+
+def _halves(t: Any, other: Any, along: int, gated: bool, gate_first: bool) -> list[Any]:
+    """Gate and value: a tensor and its other, or the halves of one; or one twice."""
+    if t is None or not gated:
+        return [t, t]
+    if other is not None:
+        return [t, other]
+    first, second = t.chunk(2, along)
+    return [first, second] if gate_first else [second, first]
 
 
 def _launch(
-    x: Tensor, bias: Any, grad: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int, out: Tensor
-) -> None:
+    x: Tensor, value: Any, bias: Any, value_bias: Any, grad: Tensor | None, kind: int, gated: bool, gate_first: bool,
+    dim: int, out: Tensor, to_value: Any, sums: Any = None,
+) -> None:  # fmt: skip
     if not out.numel():
         return
-    half = x.shape[dim] // 2 if gated else x.shape[dim]
-
-    def halves(t: Tensor, along: int) -> list[Tensor]:
-        if not gated:
-            return [t, t]
-        first, second = t.narrow(along, 0, half), t.narrow(along, half, half)
-        return [first, second] if gate_first else [second, first]
-
-    gate, value = halves(x, dim)
-    biases = [gate, value]
+    gate, other = _halves(x, value, dim, gated, gate_first)
+    biases = [gate, other]
     if bias is not None:
         shape = [1] * x.dim()
-        shape[dim] = half
-        biases = [b.reshape(shape).expand_as(gate) for b in halves(bias, 0)]
-    results = halves(out, dim) if gated and grad is not None else [out]
-    slots = [gate, value, *biases, results[0], gate if grad is None else grad, results[-1]]
-    _, views, dims, integers = walk(*by_strides(*slots))
+        shape[dim] = -1
+        halves = _halves(bias, value_bias, 0, gated, gate_first)
+        biases = [b.reshape(shape).expand_as(gate) for b in halves]
+    results = _halves(out, to_value, dim, gated and grad is not None, gate_first)
+    slots = [gate, other, *biases, results[0], gate if grad is None else grad, results[-1]]
+    ordered = by_strides(*slots)
     chosen = configuration("gates", x.dtype)
+    if sums is not None:  # the channels last, where they lie beside each other, else first
+        order = sorted(range(x.dim()), key=lambda d: -gate.stride(d))
+        at, last = order.index(dim), gate.stride(dim) == 1 and gate.shape[dim] > 1
+        ordered = [t.movedim(at, -1 if last else 0) for t in ordered]
+    _, views, dims, integers = walk(*ordered)
+    flags = {"KIND": kind, "GATED": gated, "DIMS": dims, **chosen.options}
     with launching(x):
-        activation_kernel[(triton.cdiv(gate.numel(), chosen.block),)](
-            *views, gate.numel(), *integers, KIND=kind, GATED=gated, BIAS=bias is not None, BACKWARD=grad is not None,
-            DIMS=dims, BLOCK=chosen.block, **chosen.options,
-        )  # fmt: skip
+        if sums is None:
+            activation_kernel[(triton.cdiv(gate.numel(), chosen.block),)](
+                *views, gate.numel(), *integers, BIAS=bias is not None, BACKWARD=grad is not None, BLOCK=chosen.block,
+                **flags,
+            )  # fmt: skip
+        else:
+            channels = gate.shape[dim]
+            others = gate.numel() // channels
+            columns = min(32, triton.next_power_of_2(channels)) if last else 1
+            rows = chosen.block // columns
+            part = triton.cdiv(triton.cdiv(others, rows), PROGRAMS)
+            programs = triton.cdiv(others, part * rows)
+            work = torch.empty((programs, sums.numel()), dtype=torch.float64, device=x.device)
+            swapped = gated and value is None and not gate_first
+            sums_kernel[(triton.cdiv(channels, columns), programs)](
+                *views, work, channels, others, channels if last else 1, 1 if last else others, part,
+                channels * swapped, channels * (not swapped), sums.numel(), *integers, BLOCK=chosen.block, COLUMNS=columns,
+                **flags,
+            )  # fmt: skip
+            sums.copy_(work.sum(0))
     if views[4].data_ptr() != results[0].data_ptr():  # many dimensions: results of their own
-        for to, made in zip(by_strides(gate, *results)[1:], (views[4], views[6]), strict=False):
-            to.copy_(made)
+        for k in (4, 6) if results[1] is not results[0] else (4,):
+            ordered[k].copy_(views[k])
 
 
-def heads_activation(x: Tensor, bias: Any, kind: int, gated: bool, gate_first: bool, dim: int, out: Tensor) -> None:
-    """Write the result; the bias is in what is computed in, the other arguments are the native modules'."""
-    _launch(x, bias, None, kind, gated, gate_first, dim, out)
+def heads_activation(
+    x: Tensor, value: Any, bias: Any, value_bias: Any, kind: int, gated: bool, gate_first: bool, dim: int, out: Tensor
+) -> None:
+    """Write the result; biases are in what is computed in, the other arguments are the native modules'."""
+    _launch(x, value, bias, value_bias, None, kind, gated, gate_first, dim, out, None)
+
+
+def gates_blocks(rows: int) -> int:
+    """The rows of the workspace that is to be handed in: none, since it depends on the tiles."""
+    return 0
 
 
 def heads_activation_vjp(
-    x: Tensor, bias: Any, grad: Tensor, kind: int, gated: bool, gate_first: bool, dim: int, to_x: Tensor
-) -> None:
-    """Write the gradient in x."""
-    _launch(x, bias, grad, kind, gated, gate_first, dim, to_x)
+    x: Tensor, value: Any, bias: Any, value_bias: Any, grad: Tensor, kind: int, gated: bool, gate_first: bool, dim: int,
+    to_x: Tensor, to_value: Any, sums: Any, partial: None,
+) -> None:  # fmt: skip
+    """Write the gradients in x (and value), and sums over the channels of what was rounded to them."""
+    _launch(x, value, bias, value_bias, grad, kind, gated, gate_first, dim, to_x, to_value, sums)

@@ -105,6 +105,7 @@ struct Cpu {
   static std::int64_t sde_workspace(const fokker::AffinePlan&) { return 0; }
   static void sde_run(const fokker::AffinePlan& p, Guard&) { cpu::sde_run(p); }
   static std::int64_t heads_blocks(std::int64_t) { return 0; }
+  static std::int64_t gates_blocks(std::int64_t) { return 0; }
   static void heads(const fokker::HeadsPlan& p, Guard&) { cpu::heads(p); }
   static void gates(const fokker::GatePlan& p, Guard&) { cpu::gates(p); }
   static void pixels(const fokker::PixelsPlan& p, Guard&) { cpu::pixels(p); }

@@ -125,6 +125,7 @@ struct Cuda {
     cuda::rescale(x, n, factor, g.stream);
   }
   static std::int64_t heads_blocks(std::int64_t rows) { return cuda::heads_blocks(rows); }
+  static std::int64_t gates_blocks(std::int64_t rows) { return cuda::gates_blocks(rows); }
   static void heads(const fokker::HeadsPlan& p, Guard& g) { cuda::heads(p, g.stream); }
   static void gates(const fokker::GatePlan& p, Guard& g) { cuda::gates(p, g.stream); }
   static void pixels(const fokker::PixelsPlan& p, Guard& g) { cuda::pixels(p, g.stream); }

@@ -148,70 +148,124 @@ void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::Maybe
 
 namespace heads_detail {
 
-// Lays out a plan over the shape of `out` (the result, or its gradient): x and to_x hold the halves along `dim`.
-template <typename Backend> GatePlan gate_plan(const TensorView& x, const std::optional<TensorView>& bias, int kind,
-                                               bool gated, bool gate_first, int dim, const TensorView& out,
-                                               const char* out_name, const TensorView* to_x) {
-  if (kind < 0 || kind >= math::kActivationCount)
-    raise<ValueError>("kind must be 0 to ", math::kActivationCount - 1, ", got ", kind);
+// What is gated: x of packed halves with their bias, or the gate, the value and a bias of each.
+struct Gated {
+  const TensorView& x;
+  const std::optional<TensorView>&value, &bias, &value_bias;
+  int kind, dim;
+  bool gated, gate_first;
+  // Elements along dim: of a half, and where gate and value begin in x and in its bias.
+  std::int64_t half() const { return gated && !value ? x.shape[dim] / 2 : x.shape[dim]; }
+  std::int64_t gate_at() const { return gated && !value && !gate_first ? half() : 0; }
+  std::int64_t value_at() const { return gated && !value && gate_first ? half() : 0; }
+};
+
+// Lays out a plan over the shape of `out` (the result, or its gradient); to_x and to_value: gradients in x and value.
+template <typename Backend> GatePlan gate_plan(const Gated& g, const TensorView& out, const char* out_name,
+                                               const TensorView* to_x, const std::optional<TensorView>& to_value) {
+  const TensorView& x = g.x;
+  const int dim = g.dim;
+  if (g.kind < 0 || g.kind >= math::kActivationCount)
+    raise<ValueError>("kind must be 0 to ", math::kActivationCount - 1, ", got ", g.kind);
   if (x.ndim < 1 || x.ndim > kMaxDims || dim < 0 || dim >= x.ndim)
     raise<ValueError>("x ", shape_of(x), " must have 1 to ", kMaxDims, " dimensions, and dim one of them, got ", dim);
+  if (g.value && !g.gated) raise<ValueError>("a value belongs to a gate, but gated is false");
   check_device(x, "x", Backend::device);
   if (x.dtype == DType::i64) raise<TypeError>("x must have dtype float16, bfloat16, float32 or float64, got int64");
   check_like_first<Backend>(out, out_name, x);
-  const std::int64_t size = x.shape[dim], half = gated ? size / 2 : size;
-  bool fits = out.ndim == x.ndim && (!gated || size % 2 == 0);
+  const std::int64_t size = x.shape[dim], half = g.half();
+  bool fits = out.ndim == x.ndim && (!g.gated || g.value || size % 2 == 0);
   for (int d = 0; fits && d < x.ndim; ++d) fits = out.shape[d] == (d == dim ? half : x.shape[d]);
   if (!fits)
     raise<ValueError>(out_name, " ", shape_of(out), " does not fit x ", shape_of(x), " with halves along ", dim);
   GatePlan p;
-  p.dtype = x.dtype, p.wide = x.dtype == DType::f64, p.gated = gated;
-  p.kind = static_cast<math::Activation>(kind);
+  p.dtype = x.dtype, p.wide = x.dtype == DType::f64, p.gated = g.gated;
+  p.kind = static_cast<math::Activation>(g.kind);
   p.ndim = x.ndim, p.n = out.numel();
   const int bytes = x.dtype == DType::f64 ? 8 : x.dtype == DType::f32 ? 4 : 2;
   const auto put = [&](GateSlot slot, const TensorView& t, std::int64_t first) {
     auto& o = p.at[static_cast<int>(slot)];
-    o.data = static_cast<char*>(t.data) + first * bytes;
+    o.data = static_cast<char*>(t.data) + first * t.strides[dim] * bytes;
     for (int d = 0; d < t.ndim; ++d) o.strides[d] = t.strides[d];
   };
+  const auto put_other = [&](GateSlot slot, const std::optional<TensorView>& t, const char* name) {
+    if (!t) raise<ValueError>(name, " must be given with a value");
+    check_like_first<Backend>(*t, name, x);
+    check_same_shape(*t, name, x, "x");
+    put(slot, *t, 0);
+  };
   for (int d = 0; d < x.ndim; ++d) p.shape[d] = out.shape[d];
-  const std::int64_t gate = gated && !gate_first ? half : 0, value = half - gate;
-  put(GateSlot::gate, x, gate * x.strides[dim]);
-  if (gated) put(GateSlot::value, x, value * x.strides[dim]);
+  put(GateSlot::gate, x, g.gate_at());
+  if (g.value) put_other(GateSlot::value, g.value, "value");
+  else if (g.gated) put(GateSlot::value, x, g.value_at());
   if (to_x) {
     check_like_first<Backend>(*to_x, "to_x", x);
     check_same_shape(*to_x, "to_x", x, "x");
-    put(GateSlot::to_gate, *to_x, gate * to_x->strides[dim]);
-    if (gated) put(GateSlot::to_value, *to_x, value * to_x->strides[dim]);
+    put(GateSlot::to_gate, *to_x, g.gate_at());
+    if (g.value) put_other(GateSlot::to_value, to_value, "to_value");
+    else if (g.gated) put(GateSlot::to_value, *to_x, g.value_at());
   }
   put(to_x ? GateSlot::grad : GateSlot::out, out, 0);
   p.backward = to_x != nullptr;
-  if (bias) {
-    if (bias->ndim != 1 || bias->shape[0] != size)
-      raise<ValueError>("bias ", shape_of(*bias), " must have ", size, " entries");
-    auto* const data = static_cast<char*>(const_cast<void*>(small<Backend>(*bias, "bias", x)));
-    const int wide = p.wide ? 8 : 4;
-    auto &g = p.at[static_cast<int>(GateSlot::gate_bias)], &v = p.at[static_cast<int>(GateSlot::value_bias)];
-    g.data = data + gate * wide, g.strides[dim] = 1;
-    if (gated) v.data = data + value * wide, v.strides[dim] = 1;
+  const auto put_bias = [&](GateSlot slot, const TensorView& t, std::int64_t first) {
+    if (t.ndim != 1 || t.shape[0] != size) raise<ValueError>("bias ", shape_of(t), " must have ", size, " entries");
+    auto& o = p.at[static_cast<int>(slot)];
+    o.data = static_cast<char*>(const_cast<void*>(small<Backend>(t, "bias", x))) + first * (p.wide ? 8 : 4);
+    o.strides[dim] = 1;
+  };
+  if (g.bias) {
+    if (g.value && !g.value_bias) raise<ValueError>("bias and value_bias belong together");
+    put_bias(GateSlot::gate_bias, *g.bias, g.gate_at());
+    if (g.gated) put_bias(GateSlot::value_bias, g.value ? *g.value_bias : *g.bias, g.value_at());
   }
   if (p.n) fold(p);
   return p;
 }
 
+// sums: in float64, of x's channels, or of the gate's and then the value's; partial: the workspace of backends that ask
+// for one (gates_blocks).
+template <typename Backend> void plan_sums(GatePlan& p, const Gated& g, const std::optional<TensorView>& sums,
+                                           const std::optional<TensorView>& partial) {
+  if (!sums) return;
+  if (!g.bias) raise<ValueError>("sums are of a bias, but there is none");
+  p.sum_count = g.value ? 2 * g.half() : g.x.shape[g.dim];
+  p.gate_at = g.gate_at(), p.value_at = g.value ? g.half() : g.value_at();
+  const auto doubles = [&](const TensorView& t, const char* name, std::int64_t count) {
+    check_device(t, name, Backend::device);
+    if (t.device_id != g.x.device_id) raise<TypeError>(name, " and x must be on one device");
+    check_dtype(t, name, DType::f64);
+    check_contiguous(t, name);
+    if (t.numel() < count) raise<ValueError>(name, " must have ", count, " entries, got ", t.numel());
+    return t.ptr<double>();
+  };
+  p.sums = doubles(*sums, "sums", p.sum_count);
+  if (const std::int64_t blocks = p.n ? Backend::gates_blocks(p.n / g.half()) : 0) {
+    if (!partial) raise<ValueError>("partial must be given with sums");
+    p.partial = doubles(*partial, "partial", blocks * p.sum_count);
+  }
+}
+
 }  // namespace heads_detail
 
-template <typename Backend> void heads_activation(const TensorView& x, const std::optional<TensorView>& bias, int kind,
-                                                  bool gated, bool gate_first, int dim, const TensorView& out) {
-  const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, out, "out", nullptr);
+template <typename Backend> void heads_activation(const TensorView& x, const std::optional<TensorView>& value,
+                                                  const std::optional<TensorView>& bias,
+                                                  const std::optional<TensorView>& value_bias, int kind, bool gated,
+                                                  bool gate_first, int dim, const TensorView& out) {
+  const heads_detail::Gated g{x, value, bias, value_bias, kind, dim, gated, gate_first};
+  const GatePlan p = heads_detail::gate_plan<Backend>(g, out, "out", nullptr, std::nullopt);
   if (p.n == 0) return;
   typename Backend::Guard guard(x);
   without_gil(p.n, [&] { Backend::gates(p, guard); });
 }
-template <typename Backend> void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& bias,
-                                                      const TensorView& grad, int kind, bool gated, bool gate_first,
-                                                      int dim, const TensorView& to_x) {
-  const GatePlan p = heads_detail::gate_plan<Backend>(x, bias, kind, gated, gate_first, dim, grad, "grad", &to_x);
+template <typename Backend>
+void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& value,
+                          const std::optional<TensorView>& bias, const std::optional<TensorView>& value_bias,
+                          const TensorView& grad, int kind, bool gated, bool gate_first, int dim,
+                          const TensorView& to_x, const std::optional<TensorView>& to_value,
+                          const std::optional<TensorView>& sums, const std::optional<TensorView>& partial) {
+  const heads_detail::Gated g{x, value, bias, value_bias, kind, dim, gated, gate_first};
+  GatePlan p = heads_detail::gate_plan<Backend>(g, grad, "grad", &to_x, to_value);
+  heads_detail::plan_sums<Backend>(p, g, sums, partial);
   if (p.n == 0) return;
   typename Backend::Guard guard(x);
   without_gil(p.n, [&] { Backend::gates(p, guard); });
@@ -224,10 +278,12 @@ template <typename Backend> void bind_heads_ops(py::module_& m) {
   m.def("heads_norm_rope_vjp", &heads_norm_rope_vjp<Backend>, arg("x"), arg("weights"), arg("biases"), arg("cos"),
         arg("sin"), arg("norm"), arg("eps"), arg("interleaved"), arg("grads"), arg("out"), arg("sums"), arg("partial"));
   m.def("heads_blocks", &Backend::heads_blocks, arg("rows"));
-  m.def("heads_activation", &heads_activation<Backend>, arg("x"), arg("bias"), arg("kind"), arg("gated"),
-        arg("gate_first"), arg("dim"), arg("out"));
-  m.def("heads_activation_vjp", &heads_activation_vjp<Backend>, arg("x"), arg("bias"), arg("grad"), arg("kind"),
-        arg("gated"), arg("gate_first"), arg("dim"), arg("to_x"));
+  m.def("gates_blocks", &Backend::gates_blocks, arg("rows"));
+  m.def("heads_activation", &heads_activation<Backend>, arg("x"), arg("value"), arg("bias"), arg("value_bias"),
+        arg("kind"), arg("gated"), arg("gate_first"), arg("dim"), arg("out"));
+  m.def("heads_activation_vjp", &heads_activation_vjp<Backend>, arg("x"), arg("value"), arg("bias"), arg("value_bias"),
+        arg("grad"), arg("kind"), arg("gated"), arg("gate_first"), arg("dim"), arg("to_x"), arg("to_value"),
+        arg("sums"), arg("partial"));
 }
 
 }  // namespace fokker::bind

@@ -51,7 +51,8 @@ enum class GateSlot : int { gate, value, gate_bias, value_bias, out, grad, to_ga
 
 // out = act(gate + gate_bias) (value + value_bias), or without a value act(gate + gate_bias); backward: from grad the
 // gradients to_gate and to_value. Dimensions are those of out, outermost first; biases are in the type of the
-// arithmetic.
+// arithmetic. `sums`: over all but the channels, of the gradients before they are rounded: (sum_count), those of the
+// gate's channels from gate_at on, those of the value's from value_at; a channel is the offset in its bias.
 struct GatePlan {
   bool backward = false, wide = false, gated = false;
   DType dtype = DType::f32;
@@ -62,6 +63,8 @@ struct GatePlan {
     void* data = nullptr;
     std::int64_t strides[kMaxDims] = {};
   } at[kGateOperands];
+  double *sums = nullptr, *partial = nullptr;
+  std::int64_t sum_count = 0, gate_at = 0, value_at = 0;
 
   FK_HD FK_INLINE const Operand& slot(GateSlot s) const { return at[static_cast<int>(s)]; }
   FK_HD FK_INLINE std::int64_t offset(GateSlot s, std::int64_t i) const {

@@ -52,8 +52,21 @@ template <typename T> inline void write_past(const T* from, T* to, int n, const 
   for (; i < n; ++i) to[i] = from[i];
 }
 
+// Adds numbers to the sums of their channels: neighbours (step 1), or one.
+template <typename T> inline void add_to_sums(const T* from, int n, std::int64_t step, double* sums) {
+  if (step == 1) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) sums[i] += static_cast<double>(from[i]);
+    return;
+  }
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += static_cast<double>(from[i]);
+  *sums += sum;
+}
+
 template <Activation A, bool kGated, bool kBias, typename T>
-void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
+void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end, double* sums) {
   GateBuffers<T> buffer;
   const int last = p.ndim - 1;
   const std::int64_t row = p.ndim ? p.shape[last] : 1;
@@ -103,6 +116,11 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
         T* const to_gate = place(GateSlot::to_gate, i, buffer.to_gate);
         T* const to_value = kGated ? place(GateSlot::to_value, i, buffer.to_value) : nullptr;
         gate_backward<A, kGated, kBias>(gate, value, gate_bias, value_bias, grad, to_gate, to_value, n);
+        if (kBias && sums) {
+          const std::int64_t step = stride(GateSlot::gate_bias);
+          add_to_sums(to_gate, n, step, sums + p.gate_at + start(GateSlot::gate_bias, i));
+          if (kGated) add_to_sums(to_value, n, step, sums + p.value_at + start(GateSlot::value_bias, i));
+        }
         give(GateSlot::to_gate, i, n, to_gate, buffer.to_gate);
         if (kGated) give(GateSlot::to_value, i, n, to_value, buffer.to_value);
       }
@@ -112,32 +130,33 @@ void run_pieces(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std:
 }
 
 template <Activation A, typename T>
-void run_kind(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
+void run_kind(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end, double* sums) {
   const bool bias = p.slot(GateSlot::gate_bias).data != nullptr;
   if (p.gated)
-    return bias ? run_pieces<A, true, true, T>(p, pieces, begin, end)
-                : run_pieces<A, true, false, T>(p, pieces, begin, end);
-  if (bias) return run_pieces<A, false, true, T>(p, pieces, begin, end);
-  run_pieces<A, false, false, T>(p, pieces, begin, end);
+    return bias ? run_pieces<A, true, true, T>(p, pieces, begin, end, sums)
+                : run_pieces<A, true, false, T>(p, pieces, begin, end, sums);
+  if (bias) return run_pieces<A, false, true, T>(p, pieces, begin, end, sums);
+  run_pieces<A, false, false, T>(p, pieces, begin, end, sums);
 }
-template <typename T> void run_type(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
+template <typename T>
+void run_type(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end, double* sums) {
   switch (p.kind) {
     case Activation::silu:
-      return run_kind<Activation::silu, T>(p, pieces, begin, end);
+      return run_kind<Activation::silu, T>(p, pieces, begin, end, sums);
     case Activation::gelu_tanh:
-      return run_kind<Activation::gelu_tanh, T>(p, pieces, begin, end);
+      return run_kind<Activation::gelu_tanh, T>(p, pieces, begin, end, sums);
     case Activation::gelu:
-      return run_kind<Activation::gelu, T>(p, pieces, begin, end);
+      return run_kind<Activation::gelu, T>(p, pieces, begin, end, sums);
     case Activation::mp_silu:
-      return run_kind<Activation::mp_silu, T>(p, pieces, begin, end);
+      return run_kind<Activation::mp_silu, T>(p, pieces, begin, end, sums);
   }
 }
 
 }  // namespace
 
-void gates_run(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end) {
-  if (p.wide) run_type<double>(p, pieces, begin, end);
-  else run_type<float>(p, pieces, begin, end);
+void gates_run(const GatePlan& p, std::int64_t pieces, std::int64_t begin, std::int64_t end, double* sums) {
+  if (p.wide) run_type<double>(p, pieces, begin, end, sums);
+  else run_type<float>(p, pieces, begin, end, sums);
 }
 
 }  // namespace fokker::cpu::FK_ISA

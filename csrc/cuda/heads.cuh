@@ -172,5 +172,21 @@ template <typename F> void dispatch_heads(const HeadsPlan& p, const HeadWalk& w,
   else shape(float{}, BFloat16{});
 }
 
+// A warp a column of the workspace.
+__global__ void __launch_bounds__(kHeadThreads)
+    heads_sums_kernel(const double* partial, std::int64_t rows, int columns, double* sums) {
+  const int column = static_cast<int>(blockIdx.x * (kHeadThreads / kWarp) + threadIdx.x / kWarp);
+  if (column >= columns) return;  // whole warps
+  double sum = 0.0;
+  for (std::int64_t r = threadIdx.x % kWarp; r < rows; r += kWarp) sum += partial[r * columns + column];
+  sum = warp_reduce(sum, Sum{});
+  if (threadIdx.x % kWarp == 0) sums[column] = sum;
+}
+
+inline void add_partial(const double* partial, std::int64_t rows, int columns, double* sums, cudaStream_t stream) {
+  FK_LAUNCH((heads_sums_kernel), blocks_for(columns, kHeadThreads / kWarp), kHeadThreads, 0, stream, partial, rows,
+            columns, sums);
+}
+
 }  // namespace
 }  // namespace fokker::cuda

@@ -112,17 +112,6 @@ __global__ void __launch_bounds__(kHeadThreads, 1)
   }
 }
 
-// A warp a column of the workspace.
-__global__ void __launch_bounds__(kHeadThreads)
-    heads_sums_kernel(const double* partial, std::int64_t rows, int columns, double* sums) {
-  const int column = static_cast<int>(blockIdx.x * (kHeadThreads / kWarp) + threadIdx.x / kWarp);
-  if (column >= columns) return;  // whole warps
-  double sum = 0.0;
-  for (std::int64_t r = threadIdx.x % kWarp; r < rows; r += kWarp) sum += partial[r * columns + column];
-  sum = warp_reduce(sum, Sum{});
-  if (threadIdx.x % kWarp == 0) sums[column] = sum;
-}
-
 }  // namespace
 
 void heads_vjp(const HeadsPlan& p, cudaStream_t stream) {
@@ -142,9 +131,7 @@ void heads_vjp(const HeadsPlan& p, cudaStream_t stream) {
                 per_block);
     }
   });
-  if (p.sums)
-    FK_LAUNCH((heads_sums_kernel), blocks_for(p.sum_count(), kHeadThreads / kWarp), kHeadThreads, 0, stream, p.partial,
-              std::int64_t(blocks), p.sum_count(), p.sums);
+  if (p.sums) add_partial(p.partial, std::int64_t(blocks), p.sum_count(), p.sums, stream);
   check_launch("heads_norm_rope_vjp");
 }
 

@@ -33,6 +33,7 @@ def bessel_hess(
 def distance_sums(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, sum: torch.Tensor, slope: torch.Tensor | None
 ) -> None: ...
+def gates_blocks(rows: int) -> int: ...
 def gaussian_joint(
     x: torch.Tensor,
     mean: torch.Tensor,
@@ -97,17 +98,30 @@ def group_norm_vjp(
 ) -> None: ...
 def group_work(batch: int, channels: int, groups: int, positions: int, last: bool, backward: bool) -> int: ...
 def heads_activation(
-    x: torch.Tensor, bias: torch.Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int, out: torch.Tensor
+    x: torch.Tensor,
+    value: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    value_bias: torch.Tensor | None,
+    kind: int,
+    gated: bool,
+    gate_first: bool,
+    dim: int,
+    out: torch.Tensor,
 ) -> None: ...
 def heads_activation_vjp(
     x: torch.Tensor,
+    value: torch.Tensor | None,
     bias: torch.Tensor | None,
+    value_bias: torch.Tensor | None,
     grad: torch.Tensor,
     kind: int,
     gated: bool,
     gate_first: bool,
     dim: int,
     to_x: torch.Tensor,
+    to_value: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    partial: torch.Tensor | None,
 ) -> None: ...
 def heads_blocks(rows: int) -> int: ...
 def heads_norm_rope(

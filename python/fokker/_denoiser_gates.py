@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._denoiser_heads import check_tensor
-from ._denoiser_heads_ops import activation
+from ._denoiser_heads_ops import gates
 from .reference.denoiser_heads import ACTIVATIONS
 
 __all__ = ["geglu", "gelu_tanh", "mp_silu", "silu_gate", "swiglu"]
@@ -34,14 +34,14 @@ def _apply(
             raise ValueError(f"{name}: bias {tuple(bias.shape)} must have one entry a channel of x, shape ({size},)")
     args = (x, bias, ACTIVATIONS.index(kind), gated, bool(gate_first), dim)
     if out is None:
-        return activation(*args)
+        return gates.op(*args)
     check_tensor(name, "out", out, x)
     shape = [*x.shape[:dim], size // 2 if gated else size, *x.shape[dim + 1 :]]
     if list(out.shape) != shape or out.dtype != x.dtype:
         raise ValueError(f"{name}: out must be {x.dtype} of shape {tuple(shape)}, got {out.dtype} {tuple(out.shape)}")
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias, out)):
         raise ValueError(f"{name}: out= does not record a gradient; leave it away, or use torch.no_grad()")
-    return activation.into(out, *args)
+    return gates.op.into(out, *args)
 
 
 def _kind(name: str, approximate: Any) -> str:

@@ -134,64 +134,101 @@ packed_heads = Heads(packed=True)
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
-_ACTIVATION = "int kind, bool gated, bool gate_first, int dim"
+class Gates:
+    """act(gate) * value, or act(x) alone, of halves packed in x with a bias, or of a pair with one each; and gradients.
+
+    `vjp` has the gradients of tensors and then of biases; `wanted`: bit k asks for the k-th.
+    """
+
+    def __init__(self, packed: bool) -> None:
+        self.packed, self.inputs = packed, 1 if packed else 2
+        name, into, biases = ("activation", "Tensor x", "Tensor? bias")
+        settings = "int kind, bool gated, bool gate_first, int dim"
+        if not packed:
+            name, into = "pair", "Tensor gate, Tensor value"
+            biases, settings = "Tensor? gate_bias, Tensor? value_bias", "int kind, int dim"
+        self.formula = reference.gated_activation_vjp
+        self.op = Op(
+            f"gated_{name}({into}, {biases}, {settings}) -> Tensor",
+            tensors=2 * self.inputs,
+            reference=reference.gated_activation,
+            fake=self._empty,
+            kernels={**native_kernels(self._kernel), "triton": triton_kernel(self._kernel, "gates", True)},
+            backward=self._backward,
+        )
+        self.vjp = Op(
+            f"gated_{name}_vjp({into}, {biases}, Tensor grad, {settings}, int wanted) -> "
+            f"({', '.join(['Tensor'] * (2 * self.inputs))})",
+            tensors=2 * self.inputs + 1,
+            reference=self._vjp_reference,
+            fake=self._vjp_empty,
+            kernels={**native_kernels(self._vjp_kernel), "triton": triton_kernel(self._vjp_kernel, "gates")},
+        )
+
+    def _empty(self, x: Tensor, *rest: Any) -> Tensor:
+        if self.packed and rest[-3]:
+            x = x.narrow(rest[-1], 0, x.shape[rest[-1]] // 2)
+        return torch.empty_like(x)
+
+    def _arguments(self, tensors: Sequence[Any], settings: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """What the kernels are given: x, value and their biases; kind, gated, gate_first and dim."""
+        biases = [_ready(t, tensors[0]) for t in tensors[self.inputs :]]
+        if self.packed:
+            return [tensors[0], None, *biases, None], list(settings)
+        return [*tensors[:2], *biases], [settings[0], True, True, settings[1]]
+
+    def _kernel(self, module: Any) -> Kernel:
+        def run(*args: Any, out: Tensor | None = None) -> Tensor:
+            y = self._empty(*args) if out is None else out
+            tensors, settings = self._arguments(args[: 2 * self.inputs], args[2 * self.inputs :])
+            module.heads_activation(*tensors, *settings, y)
+            return y
+
+        run.writes_out = True  # type: ignore[attr-defined]
+        return run
+
+    def _backward(self, needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
+        wanted = sum(1 << k for k, t in enumerate(saved) if needs[k] and t is not None)
+        if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
+            found = self.formula(*saved, grad, *extra)
+        else:
+            found = self.vjp(*saved, grad, *extra, wanted)
+        return [t if wanted >> k & 1 else None for k, t in enumerate(found)]
+
+    def _vjp_reference(self, *args: Any) -> tuple[Tensor, ...]:
+        made = self._vjp_empty(*args)
+        found = self.formula(*args[:-1])
+        return tuple(to.copy_(t) if to.numel() else to for to, t in zip(made, found, strict=True))
+
+    def _vjp_empty(self, *args: Any) -> tuple[Tensor, ...]:
+        # the kernels write the gradients in tensors in any case, where those in biases are sums over them
+        wanted, none = args[-1], args[0].new_empty(0)
+        return tuple(
+            torch.empty_like(t) if k < self.inputs or wanted >> k & 1 else none.clone()
+            for k, t in enumerate(args[: 2 * self.inputs])
+        )
+
+    def _vjp_kernel(self, module: Any) -> Kernel:
+        def run(*args: Any) -> tuple[Tensor, ...]:
+            count = 2 * self.inputs
+            found, grad, wanted = self._vjp_empty(*args), args[count], args[-1]
+            tensors, settings = self._arguments(args[:count], args[count + 1 : -1])
+            sums = workspace = None
+            if wanted >> self.inputs:
+                x, channels = tensors[0], self.inputs * tensors[2].numel()
+                sums = torch.zeros(channels, dtype=torch.float64, device=x.device)
+                rows = grad.numel() // max(1, grad.shape[settings[-1]])
+                if blocks := module.gates_blocks(rows):
+                    workspace = torch.empty((blocks, channels), dtype=torch.float64, device=x.device)
+            to_value = None if self.packed else found[1]
+            module.heads_activation_vjp(*tensors, grad, *settings, found[0], to_value, sums, workspace)
+            if sums is not None:
+                for to, part in zip(found[self.inputs :], sums.chunk(self.inputs), strict=True):
+                    if to.numel():
+                        to.copy_(part)
+            return found
+
+        return run
 
 
-def _activation_fake(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gate_first: bool, dim: int) -> Tensor:
-    return torch.empty_like(x.narrow(dim, 0, x.shape[dim] // 2) if gated else x)
-
-
-def _activation_kernel(module: Any) -> Kernel:
-    def run(*args: Any, out: Tensor | None = None) -> Tensor:
-        x, bias, kind, gated, gate_first, dim = args
-        y = _activation_fake(*args) if out is None else out
-        module.heads_activation(x, _ready(bias, x), kind, gated, gate_first, dim, y)
-        return y
-
-    run.writes_out = True  # type: ignore[attr-defined]
-    return run
-
-
-def _activation_backward(needs: Any, saved: Any, extra: Any, grad: Tensor) -> list[Tensor | None]:
-    x, bias = saved
-    if torch.is_grad_enabled():  # to be differentiated again: composed of torch ops
-        dx = reference.gated_activation_vjp(x, bias, grad, *extra)
-    else:
-        dx = activation_vjp(x, bias, grad, *extra)
-    to_bias = None
-    if bias is not None and needs[1]:
-        dim = extra[-1]
-        others = [d for d in range(x.dim()) if d != dim]
-        wide = reference.arithmetic(x.dtype)
-        to_bias = (dx.sum(others, dtype=wide) if others else dx).to(bias.dtype)
-    return [dx if needs[0] else None, to_bias]
-
-
-def _activation_vjp_reference(x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x).copy_(reference.gated_activation_vjp(x, *rest))
-
-
-def _activation_vjp_kernel(module: Any) -> Kernel:
-    def run(x: Tensor, bias: Tensor | None, grad: Tensor, *extra: Any) -> Tensor:
-        dx = torch.empty_like(x)
-        module.heads_activation_vjp(x, _ready(bias, x), grad, *extra, dx)
-        return dx
-
-    return run
-
-
-activation = Op(
-    f"gated_activation(Tensor x, Tensor? bias, {_ACTIVATION}) -> Tensor",
-    tensors=2,
-    reference=reference.gated_activation,
-    fake=_activation_fake,
-    kernels={**native_kernels(_activation_kernel), "triton": triton_kernel(_activation_kernel, "gates", True)},
-    backward=_activation_backward,
-)
-activation_vjp = Op(
-    f"gated_activation_vjp(Tensor x, Tensor? bias, Tensor grad, {_ACTIVATION}) -> Tensor",
-    tensors=3,
-    reference=_activation_vjp_reference,
-    fake=lambda x, bias, grad, *extra: torch.empty_like(x),
-    kernels={**native_kernels(_activation_vjp_kernel), "triton": triton_kernel(_activation_vjp_kernel, "gates")},
-)
+gates = Gates(packed=True)

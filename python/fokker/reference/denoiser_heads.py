@@ -196,17 +196,29 @@ def gated_activation(x: Tensor, bias: Tensor | None, kind: int, gated: bool, gat
     return (y if value is None else y * value).to(x.dtype)
 
 
-def gated_activation_vjp(
-    x: Tensor, bias: Tensor | None, grad: Tensor, kind: int, gated: bool, gate_first: bool, dim: int
-) -> Tensor:
-    """The gradient in x."""
-    gate, value = _halves(x, bias, gated, gate_first, dim)
+def _gate_vjp(gate: Tensor, value: Tensor | None, grad: Tensor, kind: int) -> tuple[Tensor, Tensor | None]:
+    """The gradients in gate and value, in the type of the arithmetic."""
     g = grad.to(gate.dtype)
     to_gate = g * activation_slope(gate, kind)
-    if value is None:
-        return to_gate.to(x.dtype)
-    to_gate, to_value = to_gate * value, g * activation(gate, kind)
-    return torch.cat((to_gate, to_value) if gate_first else (to_value, to_gate), dim).to(x.dtype)
+    return (to_gate, None) if value is None else (to_gate * value, g * activation(gate, kind))
+
+
+def _bias_gradient(terms: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
+    """Over all but the channels, of gradients that are not rounded."""
+    if bias is None:
+        return None
+    others = [d for d in range(terms.dim()) if d != dim]
+    return (terms.sum(others) if others else terms).to(bias.dtype)
+
+
+def gated_activation_vjp(
+    x: Tensor, bias: Tensor | None, grad: Tensor, kind: int, gated: bool, gate_first: bool, dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients in x and in the bias."""
+    terms, to_value = _gate_vjp(*_halves(x, bias, gated, gate_first, dim), grad, kind)
+    if to_value is not None:
+        terms = torch.cat((terms, to_value) if gate_first else (to_value, terms), dim)
+    return terms.to(x.dtype), _bias_gradient(terms, bias, dim)
 
 
 def pixel_norm(x: Tensor, dim: int, eps: float) -> Tensor:
