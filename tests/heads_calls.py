@@ -13,6 +13,10 @@ def head_arguments(name: str):
         x, bias = normal(3, 6, 4), normal(6)
         settings = (0, True, False, 1)
         return (x, bias, normal(3, 3, 4), *settings, 3) if name.endswith("vjp") else (x, bias, *settings)
+    if name.startswith("gated_pair"):
+        pair, grad = (normal(3, 6, 4), normal(3, 6, 4).transpose(0, 1).contiguous().transpose(0, 1)), normal(3, 6, 4)
+        biases = (normal(6), normal(6))
+        return (*pair, *biases, grad, 0, 1, 15) if name.endswith("vjp") else (*pair, *biases, 0, 1)
     packed = name.startswith("qkv")
     inputs = (normal(2, 5, 3, 2, 8),) if packed else (normal(2, 5, 2, 8).transpose(1, 2), normal(2, 3, 5, 8))
     tables = (normal(8), normal(8), None, normal(8), normal(5, 4), normal(5, 4))

@@ -263,7 +263,7 @@ def registration_arguments(name: str):
         return group_arguments(name)
     if name in special:
         return special[name]
-    if name.startswith(("qk", "gated_activation")):
+    if name.startswith(("qk", "gated_")):
         return head_arguments(name)
     if name.startswith(("denoiser_norm", "denoiser_gate")):
         return norm_arguments(name)

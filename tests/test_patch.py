@@ -305,6 +305,31 @@ def test_timm():
     assert torch.equal(wide(half), F.layer_norm(half.float(), (8,)).bfloat16()) and wide(tokens).dtype == tokens.dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_timm_gates_of_two_projections(dtype):
+    """With and without biases, with a norm, with a hook on a projection; in half precision nearer than timm's."""
+    mlp = pytest.importorskip("timm.layers.mlp")
+    x = torch.randn(60, 5, 8).to(dtype)
+    for made in (mlp.SwiGLU(8, 12), mlp.SwiGLU(8, 12, bias=False), mlp.SwiGLU(8, 12, norm_layer=nn.LayerNorm)):
+        layer = filled(made).to(dtype)
+        judge, plain = copy.deepcopy(layer).double(), layer(x)
+        state = list(layer.state_dict())
+        report = patch.apply(layer)
+        assert report.replaced[""] == "biases and SiLU gate of two projections" and list(layer.state_dict()) == state
+        found = patch.verify(layer, x, gradients=True, show=False)
+        bound = 1e-6 if dtype is torch.float32 else 1e-2
+        assert found.worst < bound and max(found.gradients.values()) < 4 * bound
+        error, other = ((y.double() - judge(x.double())).square().mean() for y in (layer(x), plain))
+        assert error < (other if dtype is torch.bfloat16 else 1e-12)
+        handle = layer.fc1_x.register_forward_hook(lambda m, args, out: 2 * out)
+        doubled = layer(x)
+        assert patch.remove(layer) == 1 and torch.allclose(doubled.float(), layer(x).float(), rtol=bound, atol=bound)
+        handle.remove()
+        assert torch.equal(layer(x), plain)
+    assert patch.apply(mlp.SwiGLU(8, 12, act_layer=nn.GELU)).kept[""] == "its activation is GELU, not SiLU"
+    assert patch.apply(mlp.SwiGLU(8, 12, act_layer=nn.SiLU)).replaced
+
+
 def test_classes_that_torch_makes_for_one_module():
     """A parametrised or sharded module is of a class of its own; a distributed tensor is left to torch."""
     block, (x, c), _ = list(blocks())[1]

@@ -25,7 +25,7 @@ triton_gates = pytest.importorskip("fokker.triton_kernels.gates")
 norms_vjp = pytest.importorskip("fokker.triton_kernels.norms_vjp")
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
 QUICK = {
-    gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once"],
+    gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once", "pairs"],
     heads: ["rotation_alone_norm_alone_and_neither", "gradients_against_float64", "packed_equals_unpacked"],
     norms: ["a_large_mean_does_not_cancel", "mixed_dtypes", "out", "empty"],
     losses: [
@@ -42,7 +42,7 @@ OTHERS = {
     losses: ["kinds_and_weightings", "named_weightings_are_the_papers", "layouts_and_dtypes"],
 }  # fmt: skip
 F32, F64 = torch.float32, torch.float64
-OPS = [n for n in REGISTRY if n.startswith(("denoiser_norm", "denoiser_gate", "qk", "gated_activation", "loss_"))]
+OPS = [n for n in REGISTRY if n.startswith(("denoiser_norm", "denoiser_gate", "qk", "gated_", "loss_"))]
 
 
 def native(tests):

@@ -145,7 +145,7 @@ def sums_kernel(
     e0, e1, e2, e3, t0, t1, t2, t3,
     KIND: tl.constexpr, GATED: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """The gradients, and their sums over a part of the elements of some channels: `part` tiles of BLOCK / COLUMNS by COLUMNS."""
+    """The gradients, and their sums over `part` tiles of COLUMNS channels and BLOCK / COLUMNS elements of each."""
     ROWS: tl.constexpr = BLOCK // COLUMNS
     tile = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1).to(tl.int64)
@@ -220,8 +220,8 @@ def _launch(
             swapped = gated and value is None and not gate_first
             sums_kernel[(triton.cdiv(channels, columns), programs)](
                 *views, work, channels, others, channels if last else 1, 1 if last else others, part,
-                channels * swapped, channels * (not swapped), sums.numel(), *integers, BLOCK=chosen.block, COLUMNS=columns,
-                **flags,
+                channels * swapped, channels * (not swapped), sums.numel(), *integers, BLOCK=chosen.block,
+                COLUMNS=columns, **flags,
             )  # fmt: skip
             sums.copy_(work.sum(0))
     if views[4].data_ptr() != results[0].data_ptr():  # many dimensions: results of their own

@@ -67,6 +67,16 @@ def _rows(
     return make
 
 
+def _pair(columns: int) -> Callable[[int, torch.dtype, torch.Generator], Any]:
+    """Gate and value (size / columns, columns), a bias of each."""
+
+    def make(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
+        n = max(1, size // columns)
+        return tuple(_normal(s, dtype, g) for s in ((n, columns), (n, columns), (columns,), (columns,)))
+
+    return make
+
+
 def _images(channels: int) -> Callable[[int, torch.dtype, torch.Generator], Any]:
     def make(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
         n = max(1, size // (3 * channels))
@@ -92,6 +102,10 @@ def _out(form: str, x: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
 
 def _timesteps(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
     return ((1000 * torch.rand(max(1, size // 16), generator=g, dtype=torch.float64)).to(dtype),)
+
+
+def _swiglu_pair(gate: Tensor, value: Tensor, gate_bias: Tensor, value_bias: Tensor) -> Tensor:
+    return gates.swiglu((gate, value), (gate_bias, value_bias))
 
 
 def _gentle(make: Callable[..., Any], size: int = 8) -> Callable[[torch.Generator], Any]:
@@ -141,6 +155,17 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 **common,
             )
         )
+    add(
+        case(
+            name="denoiser_swiglu_pair",
+            call=_swiglu_pair,
+            make=_pair(37),
+            gentle=_gentle(_pair(3), 6),
+            gradients=(0, 1, 2, 3),
+            flops=24.0,
+            **common,
+        )
+    )
     # affine steps, which have rows of their own on the other backends, and the pixel norm
     composed = {
         "precondition_in": (functools.partial(_in, "edm"), _levels, (0, 2)),

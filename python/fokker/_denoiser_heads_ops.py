@@ -147,11 +147,11 @@ class Gates:
         if not packed:
             name, into = "pair", "Tensor gate, Tensor value"
             biases, settings = "Tensor? gate_bias, Tensor? value_bias", "int kind, int dim"
-        self.formula = reference.gated_activation_vjp
+        self.formula = reference.gated_activation_vjp if packed else reference.gated_pair_vjp
         self.op = Op(
             f"gated_{name}({into}, {biases}, {settings}) -> Tensor",
             tensors=2 * self.inputs,
-            reference=reference.gated_activation,
+            reference=reference.gated_activation if packed else reference.gated_pair,
             fake=self._empty,
             kernels={**native_kernels(self._kernel), "triton": triton_kernel(self._kernel, "gates", True)},
             backward=self._backward,
@@ -232,3 +232,4 @@ class Gates:
 
 
 gates = Gates(packed=True)
+pair_gates = Gates(packed=False)

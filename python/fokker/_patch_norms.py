@@ -305,3 +305,18 @@ def timm_glu(self: Any, x: Tensor) -> Tensor:
     else:
         h = swiglu(h, gate_first=not self.gate_last, dim=self.chunk_dim)
     return self.drop2(self.fc2(self.norm(self.drop1(h))))
+
+
+@rule("timm.layers.mlp.SwiGLU", what="biases and SiLU gate of two projections", refuse=_silu_gate)
+def timm_swiglu(self: Any, x: Tensor) -> Tensor:
+    layers = (self.fc1_g, self.fc1_x)
+    if not ready_gate(x) or not quiet(self.act):
+        return plain(self, x)
+    if all(type(n) is nn.Linear and n.bias is not None for n in layers) and quiet(*layers):
+        gate, value = (nn.functional.linear(x, n.weight) for n in layers)
+        h = swiglu((gate, value), (self.fc1_g.bias, self.fc1_x.bias))
+    else:
+        gate, value = (n(x) for n in layers)
+        same = ready_gate(gate) and ready_gate(value) and gate.dtype is value.dtype
+        h = swiglu((gate, value)) if same else self.act(gate) * value
+    return self.drop2(self.fc2(self.norm(self.drop1(h))))

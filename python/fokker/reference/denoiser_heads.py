@@ -177,12 +177,15 @@ def activation_slope(x: Tensor, kind: int) -> Tensor:
     return 0.5 * torch.erfc(-x * math.sqrt(0.5)) + x * torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
 
 
+def _shifted(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    """x + bias in the type of the arithmetic; the bias runs along ``dim``."""
+    u = x.to(arithmetic(x.dtype))
+    return u if bias is None else u + bias.to(u.dtype).reshape(-1, *(1,) * (x.dim() - 1 - dim))
+
+
 def _halves(x: Tensor, bias: Tensor | None, gated: bool, gate_first: bool, dim: int) -> tuple[Tensor, Tensor | None]:
     """Gate and value (None without) of x + bias."""
-    wide = arithmetic(x.dtype)
-    u = x.to(wide)
-    if bias is not None:
-        u = u + bias.to(wide).reshape(-1, *(1,) * (x.dim() - 1 - dim))
+    u = _shifted(x, bias, dim)
     if not gated:
         return u, None
     first, second = u.chunk(2, dim)
@@ -219,6 +222,29 @@ def gated_activation_vjp(
     if to_value is not None:
         terms = torch.cat((terms, to_value) if gate_first else (to_value, terms), dim)
     return terms.to(x.dtype), _bias_gradient(terms, bias, dim)
+
+
+def gated_pair(
+    gate: Tensor, value: Tensor, gate_bias: Tensor | None, value_bias: Tensor | None, kind: int, dim: int
+) -> Tensor:
+    """act(gate + gate_bias) (value + value_bias)."""
+    y = activation(_shifted(gate, gate_bias, dim), kind) * _shifted(value, value_bias, dim)
+    return y.to(gate.dtype)
+
+
+def gated_pair_vjp(
+    gate: Tensor,
+    value: Tensor,
+    gate_bias: Tensor | None,
+    value_bias: Tensor | None,
+    grad: Tensor,
+    kind: int,
+    dim: int,
+) -> tuple[Tensor | None, ...]:
+    """The gradients in gate, value and their biases."""
+    terms = _gate_vjp(_shifted(gate, gate_bias, dim), _shifted(value, value_bias, dim), grad, kind)
+    biases = (_bias_gradient(t, b, dim) for t, b in zip(terms, (gate_bias, value_bias), strict=True))
+    return *(t.to(gate.dtype) for t in terms), *biases
 
 
 def pixel_norm(x: Tensor, dim: int, eps: float) -> Tensor:
