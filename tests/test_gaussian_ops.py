@@ -129,10 +129,11 @@ def test_singular_covariances_are_nan_without_noise():
         assert mixture.log_prob(x, found, sigma=0.1).isfinite().all()
 
 
-@pytest.mark.parametrize("rooted", [False, True], ids=["tiles", "roots"])
-def test_low_rank_at_any_condition(rooted, monkeypatch):
+@pytest.mark.parametrize("form", ["levels", "tiles", "roots"])
+def test_low_rank_at_any_condition(form, monkeypatch):
     """C = 25 W W^T + sigma^2 I of orthogonal W, whose inverse is written down: conditions from 1 to 1e12."""
-    monkeypatch.setattr(mixture, "root_pays", lambda n, d: rooted)
+    monkeypatch.setattr(mixture, "takes", lambda *a: form == "levels")
+    monkeypatch.setattr(mixture, "root_pays", lambda n, d: form == "roots")
     signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
     spread = torch.tensor([3.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     m = mixture.Mixture(torch.zeros(1, 4).double(), ((signs * spread)[:, :2], torch.zeros(())), None, "lowrank")
@@ -162,9 +163,9 @@ def test_low_rank_takes_the_faster_form(monkeypatch):
     now = _gaussian_em.Parameters("lowrank", weights, means, tuple(covariance))
     rows = _gaussian_em.Rows(x.detach(), torch.ones(40, dtype=torch.float64), None)
     found = []
-    for pays in (lambda n, d: False, lambda n, d: True):
-        for module in (mixture, _gaussian_em):
-            monkeypatch.setattr(module, "root_pays", pays)
+    for pays in (False, True):
+        monkeypatch.setattr(mixture, "root_pays", lambda n, d: pays)  # noqa: B023
+        monkeypatch.setattr(_gaussian_em, "takes", lambda *a: pays)  # noqa: B023
         m = mixture.Mixture(mean, (w, t), share, "lowrank")
         value = mixture.evaluate(x, m, outputs=tuple(mixture.OUTPUTS), alpha=0.8, sigma=0.6)
         slopes = torch.autograd.grad(sum((v**2).sum() for v in value.values()), values)
@@ -177,6 +178,7 @@ def test_low_rank_takes_the_faster_form(monkeypatch):
 def test_queries_at_a_few_noise_levels(kind, monkeypatch):
     """Each level by itself, results in the queries' order, as by tiles of one level a query; so are gradients."""
     monkeypatch.setattr(mixture, "_A_LEVEL", 2)
+    monkeypatch.setattr(mixture, "_A_LEVEL_TRACKED", 2)
     g = torch.Generator().manual_seed(4)
     x, mean, w = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((3, 5, 4), (3, 4), (3, 4, 2)))
     t = torch.rand(3, generator=g, dtype=torch.float64) + 0.2
@@ -185,7 +187,7 @@ def test_queries_at_a_few_noise_levels(kind, monkeypatch):
     dense = w @ w.mT + t[:, None, None] * torch.eye(4, dtype=torch.float64)
     covariance = {"isotropic": t, "diag": dense.diagonal(dim1=1, dim2=2), "lowrank": (w, t), "full": dense}[kind]
     m = mixture.Mixture(mean, covariance, None, kind)
-    found, split = [], mixture._levels
+    found, split = [], mixture._levels  # leaves want gradients: not by the kernel of many levels
     for levels in (split, lambda *a: None):
         seen = []
         monkeypatch.setattr(mixture, "_levels", lambda *a: seen.append(levels(*a)) or seen[-1])  # noqa: B023
@@ -196,8 +198,8 @@ def test_queries_at_a_few_noise_levels(kind, monkeypatch):
         assert [len(v) for v in seen[0] or ()] == ([3, 2, 6, 4] if levels is split else [])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-    assert split(m, alpha.expand(3, 5).reshape(-1), sigma.clone().requires_grad_().repeat(3)) is None
-    assert [len(v) for v in split(m, torch.ones(1).double(), torch.full((7,), 0.5).double())] == [7]
+    assert split(m, False, alpha.expand(3, 5).reshape(-1), sigma.clone().requires_grad_().repeat(3)) is None
+    assert [len(v) for v in split(m, False, torch.ones(1).double(), torch.full((7,), 0.5).double())] == [7]
 
 
 def test_bad_input():

@@ -6,10 +6,12 @@ As tests/test_triton.py: without TRITON_INTERPRET=1 and without a GPU, one slow 
 import pytest
 import torch
 from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
+from test_gaussian_levels import arguments as levels
 from test_gaussian_ops import arguments
 
 import fokker
 from fokker import mixture, pairwise
+from fokker._gaussian_levels import gaussian_levels
 from fokker._gaussian_ops import gaussian_joint, gaussian_log_sum, gaussian_moments, gaussian_pull
 from fokker._pairwise_tiles import pair_distances
 
@@ -58,6 +60,24 @@ def test_equals_the_reference(kind, shared, dtype, bound):
         agree(gaussian_pull, weight, x, mean, root, torch.randn(k, d, dtype=dtype), bound=bound)
     shares = gaussian_joint(x, mean, root, bias, triangular, True)[1]
     torch.testing.assert_close(shares, torch.ones_like(shares))  # of one component
+
+
+@RUNS
+@pytest.mark.parametrize("kind", ["isotropic", "diag"])
+def test_levels_of_the_queries_own(kind):
+    """More queries than a block, components and coordinates than a tile; one level, one covariance; a NaN; no noise."""
+    for (n, d, k), shared in {(70, 5, 20): False, (3, 17, 1): True}.items():
+        for dtype, bound in ((F64, 1e-12), (F32, 2e-5)):
+            x, alpha, noise, *rest = levels(kind, n, d, k, shared, one=k == 1, dtype=dtype)
+            for outputs in (15, 2) if dtype is F64 else (15,):
+                agree(gaussian_levels, x, alpha, noise + 0.5, *rest, outputs, bound=bound)
+    x, alpha, noise, bias, mean, variance, *none = levels(kind, 6, 3, 2)
+    x[2, 1] = NAN
+    noise[:2] = variance[:] = 0.0
+    found = on("triton", gaussian_levels, x, alpha, noise, bias, mean, variance, *none, 7)
+    for t in (*found[:3], found[3].mT):
+        assert t[:3].isnan().all() if t is not found[1] else t[:2].isnan().all()
+        assert t[3:].isfinite().all()
 
 
 @RUNS

@@ -34,6 +34,7 @@ from fokker.triton_kernels import (
     distance,
     gates,
     gaussian,
+    gaussian_levels,
     groups,
     heads,
     heads_vjp,
@@ -204,6 +205,7 @@ def particle_variants(dtype: torch.dtype) -> Iterator[Variant]:
 def mixture_variants(dtype: torch.dtype) -> Iterator[Variant]:
     """Gaussian mixtures: diagonal roots, triangular ones of 32 and more rows, their log-sum-exp, pulls, moments."""
     pointers = ("weight", "x", "mean", "root", "pull", "bias", "offset", "joint", "log_sum", "out")
+    pointers += ("alpha", "noise", "variance", "squared", "score", "posterior")
     split = "bf16x6" if dtype is torch.float32 else "ieee"
     forms: list[tuple[str, str, Any, dict[str, Any]]] = [
         ("joint diagonal", "gaussian", gaussian.joint_diagonal_kernel, {}),
@@ -212,6 +214,13 @@ def mixture_variants(dtype: torch.dtype) -> Iterator[Variant]:
         ("pull diagonal", "gaussian", gaussian.pull_diagonal_kernel, {"OFFSET": True}),
         ("moments", "gaussian_moments", gaussian.moments_kernel, {}),
     ]
+    level = {"ONE_ALPHA": False, "ONE_NOISE": False}
+    for isotropic in (False, True):
+        joint = {"ISOTROPIC": isotropic, "DISTANCES": True, "LEAST": torch.finfo(dtype).tiny, **level}
+        pull = {"ISOTROPIC": isotropic, "SCORE": True, "MEAN": True, **level}
+        kind = "isotropic" if isotropic else "diagonal"
+        forms.append((f"joint at levels, {kind}", "gaussian", gaussian_levels.joint_levels_kernel, joint))
+        forms.append((f"pull at levels, {kind}", "gaussian", gaussian_levels.pull_levels_kernel, pull))
     for rows in (32, 64):
         product = {"BR": rows, "BK": gaussian.BK, "SPLIT": split}
         forms.append((f"joint {rows}", "gaussian", gaussian.joint_kernel, {"TRIANGULAR": rows == 64, **product}))

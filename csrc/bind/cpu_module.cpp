@@ -98,6 +98,9 @@ struct Cpu {
   template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard&) {
     cpu::gaussian_moments<T>(p);
   }
+  template <typename T> static void gaussian_levels(const fokker::GaussianLevels& p, Guard&) {
+    cpu::gaussian_levels<T>(p);
+  }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard&) { cpu::kde_sums<T>(s); }
   static void random_fill(const fokker::RandomPlan& p, Guard&) { cpu::random_fill(p); }
   static constexpr bool folds = true;

@@ -110,6 +110,9 @@ struct Cuda {
   template <typename T> static void gaussian_moments(const fokker::GaussianMoments& p, Guard& g) {
     cuda::gaussian_moments<T>(p, g.stream);
   }
+  template <typename T> static void gaussian_levels(const fokker::GaussianLevels& p, Guard& g) {
+    cuda::gaussian_levels<T>(p, g.stream);
+  }
   template <typename T> static void kde_sums(const fokker::KdeSums& s, Guard& g) { cuda::kde_sums<T>(s, g.stream); }
   static void random_fill(const fokker::RandomPlan& p, Guard& g) { cuda::random_fill(p, g.stream); }
   static constexpr bool folds = false;

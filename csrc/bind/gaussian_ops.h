@@ -36,6 +36,17 @@ template <typename Backend> struct GaussianShapes {
       raise<ValueError>(name, " ", shape_of(t), " must have shape (", first, ", ", second, ")");
     }
   }
+  void check_panels(const TensorView& t, const char* name, std::int64_t components, std::int64_t rows,
+                    std::int64_t columns) const {
+    check_device(t, name, Backend::device);
+    check_dtype(t, name, x.dtype);
+    check_contiguous(t, name);
+    const std::int64_t panels = GaussianLevels::panels(rows);
+    if (t.ndim != 4 || t.shape[0] != components || t.shape[1] != panels || t.shape[2] != columns ||
+        t.shape[3] != kGaussianRows)
+      raise<ValueError>(name, " ", shape_of(t), " must be panels of ", rows, " rows, (", components, ", ", panels, ", ",
+                        columns, ", ", kGaussianRows, ")");
+  }
   // (k or 1, d), or panels (k or 1, panels, d, 4) of so many rows.
   GaussianMatrix matrix(const TensorView& t, const char* name, std::int64_t rows, bool triangular) const {
     GaussianMatrix m;
@@ -122,6 +133,66 @@ template <typename Backend> void gaussian_moments(const TensorView& weight, cons
   });
 }
 
+template <typename Backend>
+void gaussian_levels(const TensorView& x, const TensorView& alpha, const TensorView& noise, const TensorView& bias,
+                     const TensorView& mean, const TensorView& variance, const std::optional<TensorView>& basis,
+                     const std::optional<TensorView>& turned, const std::optional<TensorView>& floor,
+                     const TensorView& log_sum, const std::optional<TensorView>& score,
+                     const std::optional<TensorView>& posterior, const std::optional<TensorView>& joint,
+                     const std::optional<TensorView>& squared, bool shares) {
+  const GaussianShapes<Backend> s(x, mean);
+  GaussianLevels p;
+  p.n = s.n, p.k = s.k, p.d = s.d;
+  check_ndim(variance, "variance", 2);
+  check_ndim(alpha, "alpha", 1);
+  check_ndim(noise, "noise", 1);
+  p.rank = variance.shape[1];
+  p.one_alpha = alpha.shape[0] == 1, p.one_noise = noise.shape[0] == 1, p.one_variance = variance.shape[0] == 1;
+  const std::int64_t components = p.one_variance ? 1 : s.k;
+  s.check(alpha, "alpha", p.one_alpha ? 1 : s.n);
+  s.check(noise, "noise", p.one_noise ? 1 : s.n);
+  s.check(bias, "bias", s.k);
+  s.check(variance, "variance", components, p.rank);
+  if (bool(basis) != bool(turned) || (floor && !basis)) raise<ValueError>("basis and turned must be given together");
+  if (Backend::adjacent_queries && basis) raise<ValueError>("basis must be None: this backend has no bases");
+  if (basis) {
+    p.kind = floor ? GaussianLevels::kLowRank : GaussianLevels::kFull;
+    s.check_panels(*basis, "basis", components, s.d, p.rank);
+    s.check_panels(*turned, "turned", components, p.rank, s.d);
+    if (floor) s.check(*floor, "floor", components);
+    else if (p.rank != s.d) raise<ValueError>("variance must have d = ", s.d, " columns, got ", p.rank);
+  } else if (p.rank == s.d) {
+    p.kind = s.d == 1 ? GaussianLevels::kIsotropic : GaussianLevels::kDiagonal;
+  } else if (p.rank == 1) {
+    p.kind = GaussianLevels::kIsotropic;
+  } else {
+    raise<ValueError>("variance must have 1 or d = ", s.d, " columns, got ", p.rank);
+  }
+  s.check(log_sum, "log_sum", s.n);
+  const auto rows = [&](const std::optional<TensorView>& t, const char* name) {
+    if (t) s.check(*t, name, x.shape[0], x.shape[1]);
+    return t ? t->data : nullptr;
+  };
+  const auto pairs = [&](const std::optional<TensorView>& t, const char* name) {
+    if (t) s.check(*t, name, s.k, s.n);
+    return t ? t->data : nullptr;
+  };
+  p.score = rows(score, "score"), p.posterior = rows(posterior, "posterior");
+  p.joint = pairs(joint, "joint"), p.squared = pairs(squared, "squared");
+  if (Backend::adjacent_queries && !joint) raise<ValueError>("joint must be given");
+  p.x = x.data, p.alpha = alpha.data, p.noise = noise.data, p.bias = bias.data, p.mean = mean.data;
+  p.variance = variance.data, p.log_sum = log_sum.data;
+  p.basis = basis ? basis->data : nullptr;
+  p.turned = turned ? turned->data : nullptr;
+  p.floor = floor ? floor->data : nullptr;
+  p.shares = shares;
+  typename Backend::Guard guard(x);
+  dispatch_float(x.dtype, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    without_gil(p.n * p.k * p.d, [&] { Backend::template gaussian_levels<T>(p, guard); });
+  });
+}
+
 template <typename Backend> void bind_gaussian_ops(py::module_& m) {
   using py::arg;
   m.def("gaussian_joint", &gaussian_joint<Backend>, arg("x"), arg("mean"), arg("root"), arg("bias"), arg("triangular"),
@@ -130,6 +201,9 @@ template <typename Backend> void bind_gaussian_ops(py::module_& m) {
         arg("out"));
   m.def("gaussian_moments", &gaussian_moments<Backend>, arg("weight"), arg("x"), arg("mean"), arg("mass"), arg("first"),
         arg("second"));
+  m.def("gaussian_levels", &gaussian_levels<Backend>, arg("x"), arg("alpha"), arg("noise"), arg("bias"), arg("mean"),
+        arg("variance"), arg("basis"), arg("turned"), arg("floor"), arg("log_sum"), arg("score"), arg("posterior"),
+        arg("joint"), arg("squared"), arg("shares"));
   m.attr("gaussian_rows") = kGaussianRows;                 // of a panel
   m.attr("adjacent_queries") = Backend::adjacent_queries;  // x is (d, n) and the result of a pull (rows, n)
 }

@@ -55,4 +55,27 @@ struct GaussianMoments {
   void *mass = nullptr, *first = nullptr, *second = nullptr;    // (k), (k, d), (k, d)
 };
 
+// Components under noise of each query's own: N(a_i m_k, C_ki), C_ki = a_i^2 S_k + s_i I with s_i = sigma_i^2. S_k is
+// v_k I, diag(v_k), Q diag(v_k) Q^T with an orthonormal basis Q (d, d), or P P^T + t_k I with P (d, rank) whose
+// columns are orthogonal and of squared lengths v_k. joint_ki = bias_k - (delta^T C^-1 delta + log det C) / 2 with
+// delta = x_i - a_i m_k; r_ki is its softmax over k; NaN where C is singular (its least variance below the least
+// normal number).
+struct GaussianLevels {
+  enum Kind { kIsotropic, kDiagonal, kFull, kLowRank };
+  Kind kind = kDiagonal;
+  std::int64_t n = 0, k = 0, d = 0, rank = 0;                        // rank: numbers of a v_k
+  bool one_alpha = false, one_noise = false;                         // one for all queries
+  bool one_variance = false;                                         // one covariance for all components
+  const void *x = nullptr, *alpha = nullptr, *noise = nullptr;       // (n, d), (n or 1), (n or 1)
+  const void *bias = nullptr, *mean = nullptr, *variance = nullptr;  // (k), (k, d), (k or 1, rank)
+  const void *basis = nullptr, *turned = nullptr, *floor = nullptr;  // panels of Q or P and of its transpose; t
+  void* log_sum = nullptr;                                           // (n)
+  void *score = nullptr, *posterior = nullptr;  // (n, d), or null: -sum_k r C^-1 delta, sum_k r (m + a S C^-1 delta)
+  void *joint = nullptr, *squared = nullptr;  // (k, n), or null, though the GPU always needs joint; delta^T C^-1 delta
+  bool shares = false;                        // joint becomes r
+
+  FK_HD FK_INLINE std::int64_t at(std::int64_t component) const { return one_variance ? 0 : component; }
+  FK_HD FK_INLINE static std::int64_t panels(std::int64_t rows) { return (rows + kGaussianRows - 1) / kGaussianRows; }
+};
+
 }  // namespace fokker

@@ -37,10 +37,17 @@ template <typename T> void gaussian_moments(const GaussianMoments& p) {
                [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
 }
 
-#define FK_INSTANTIATE(T)                                  \
-  template void gaussian_joint<T>(const GaussianJoint& p); \
-  template void gaussian_pull<T>(const GaussianPull& p);   \
-  template void gaussian_moments<T>(const GaussianMoments& p);
+template <typename T> void gaussian_levels(const GaussianLevels& p) {
+  const auto kernel = FK_PER_ISA(gaussian_levels_tiles, T);
+  const std::int64_t products = p.basis ? 2 * p.rank * p.d : 0;
+  over_tiles<T>(p.n, p.k * (products + 8 * p.d), [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
+}
+
+#define FK_INSTANTIATE(T)                                      \
+  template void gaussian_joint<T>(const GaussianJoint& p);     \
+  template void gaussian_pull<T>(const GaussianPull& p);       \
+  template void gaussian_moments<T>(const GaussianMoments& p); \
+  template void gaussian_levels<T>(const GaussianLevels& p);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)
 #undef FK_INSTANTIATE

@@ -162,12 +162,16 @@ template <typename T> __global__ void __launch_bounds__(kThreads) gaussian_momen
 
 }  // namespace
 
+template <typename T> void gaussian_log_sum(const GaussianJoint& p, cudaStream_t stream) {
+  FK_LAUNCH((gaussian_log_sum_kernel<T>), blocks_for(p.n, kThreads), kThreads, 0, stream, p);
+}
+
 template <typename T> void gaussian_joint(const GaussianJoint& p, cudaStream_t stream) {
   if (p.n == 0) return;
   const dim3 grid(blocks_for(p.n, kThreads * kPer), grid_rows(p.k));
   if (p.matrix.diagonal) FK_LAUNCH((gaussian_joint_kernel<T, true>), grid, kThreads, 0, stream, p);
   else FK_LAUNCH((gaussian_joint_kernel<T, false>), grid, kThreads, 0, stream, p);
-  if (p.log_sum) FK_LAUNCH((gaussian_log_sum_kernel<T>), blocks_for(p.n, kThreads), kThreads, 0, stream, p);
+  if (p.log_sum) gaussian_log_sum<T>(p, stream);
   check_launch("gaussian_joint");
 }
 
@@ -185,9 +189,10 @@ template <typename T> void gaussian_moments(const GaussianMoments& p, cudaStream
   check_launch("gaussian_moments");
 }
 
-#define FK_INSTANTIATE(T)                                                       \
-  template void gaussian_joint<T>(const GaussianJoint& p, cudaStream_t stream); \
-  template void gaussian_pull<T>(const GaussianPull& p, cudaStream_t stream);   \
+#define FK_INSTANTIATE(T)                                                         \
+  template void gaussian_log_sum<T>(const GaussianJoint& p, cudaStream_t stream); \
+  template void gaussian_joint<T>(const GaussianJoint& p, cudaStream_t stream);   \
+  template void gaussian_pull<T>(const GaussianPull& p, cudaStream_t stream);     \
   template void gaussian_moments<T>(const GaussianMoments& p, cudaStream_t stream);
 FK_INSTANTIATE(float)
 FK_INSTANTIATE(double)

@@ -7,6 +7,7 @@ namespace fokker {
 struct GaussianJoint;
 struct GaussianPull;
 struct GaussianMoments;
+struct GaussianLevels;
 }  // namespace fokker
 
 namespace fokker::cuda {
@@ -14,5 +15,8 @@ namespace fokker::cuda {
 template <typename T> void gaussian_joint(const GaussianJoint& p, cudaStream_t stream);
 template <typename T> void gaussian_pull(const GaussianPull& p, cudaStream_t stream);
 template <typename T> void gaussian_moments(const GaussianMoments& p, cudaStream_t stream);
+template <typename T> void gaussian_levels(const GaussianLevels& p, cudaStream_t stream);
+// The log-sum-exp over k of joint (k, n), and with `shares` its softmax in its place.
+template <typename T> void gaussian_log_sum(const GaussianJoint& p, cudaStream_t stream);
 
 }  // namespace fokker::cuda

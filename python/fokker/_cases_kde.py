@@ -188,3 +188,53 @@ for _name, _metric, _diagonal in (
             flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
         )
     )
+
+
+# every query at a diffusion time t of its own: alpha = cos t, sigma = sin t
+def _timed(make: Callable[..., Arguments]) -> Callable[..., Arguments]:
+    def timed(rows: int, dtype: torch.dtype, generator: torch.Generator, *sizes: int) -> Arguments:
+        args = make(rows, dtype, generator, *sizes)
+        return *args, (0.1 + 1.4 * torch.rand(rows, generator=generator, dtype=torch.float64)).to(dtype)
+
+    return timed
+
+
+def _timed_call(name: str, kind: str) -> Callable[..., Tensor]:
+    def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor, t: Tensor) -> Tensor:
+        m, t = mixture.Mixture(means, covariance, weights, kind), t.double()
+        return mixture.evaluate(x, m, outputs=(name,), alpha=torch.cos(t), sigma=torch.sin(t))[name]
+
+    return call
+
+
+def _timed_truth(
+    name: str, make: Callable[..., Arguments]
+) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
+    def rows(dtype: torch.dtype) -> list[tuple[Arguments, Tensor, Tensor]]:
+        if dtype not in (torch.float32, torch.float64):
+            return []
+        args = make(300, dtype, torch.Generator().manual_seed(20261129))
+        x, means, covariance, weights, t = (a.double() for a in args)
+        dense = torch.diag_embed(covariance) if covariance.dim() == 2 else covariance
+        hi = getattr(reference_mixture, name)(x, means, dense, weights, torch.cos(t), torch.sin(t))
+        return [(args, hi, torch.zeros_like(hi))]
+
+    return rows
+
+
+for _name, _metric, _kind in (("score", "scaled", "diag"), ("log_prob", "mixed", "full")):
+    _maker = _timed(_diagonals if _kind == "diag" else _gaussians)
+    add(
+        Case(
+            name=f"gaussian_mixture_{_name}_by_time_{_kind}",
+            call=_timed_call(_name, _kind),
+            make=_maker,
+            tolerance={torch.float64: 1e-12, torch.float32: 2e-7},
+            metric=_metric,
+            truth=_timed_truth(_name, _maker),
+            gentle=lambda g, make=_maker: make(4, torch.float64, g, 2, 3),
+            gradients=(0, 1, 2, 3, 4),
+            elementwise=False,
+            flops=6 * ((12 if _kind == "diag" else 12 * 12) * 2.0 + 8 * 12),
+        )
+    )

@@ -44,6 +44,23 @@ def gaussian_joint(
     log_sum: torch.Tensor | None,
     shares: bool,
 ) -> None: ...
+def gaussian_levels(
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    noise: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    basis: torch.Tensor | None,
+    turned: torch.Tensor | None,
+    floor: torch.Tensor | None,
+    log_sum: torch.Tensor,
+    score: torch.Tensor | None,
+    posterior: torch.Tensor | None,
+    joint: torch.Tensor | None,
+    squared: torch.Tensor | None,
+    shares: bool,
+) -> None: ...
 def gaussian_moments(
     weight: torch.Tensor,
     x: torch.Tensor,

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._gaussian_levels import level_sums, takes
 from ._gaussian_ops import gaussian_joint, gaussian_moments, row_tiles
-from ._gaussian_tiles import _LOG_2_PI, Factors, component_tiles, log_sum, terms
-from ._gaussian_whitened import root_pays, whiten
+from ._gaussian_tiles import _LOG_2_PI, DISTANCE, SHARES, Factors, component_tiles
+from ._gaussian_whitened import whiten
 
 _LOST = 1e-12  # share of the weight below which a component has no points to say where it is
 
@@ -71,7 +72,7 @@ def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
     k = now.means.shape[0]
     sums = _empty(now)
     total = 0.0
-    densities = joint_of(now, len(rows.x))
+    densities = joint_of(now)
     labels = fixed if fixed is not None else rows.labels
     for begin, end in row_tiles(len(rows.x), k, rows.x.device):
         x, w = rows.x[begin:end].double(), rows.weights[begin:end].double()
@@ -88,20 +89,21 @@ def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
     return Sums(*sums, total)
 
 
-def joint_of(now: Parameters, n: int) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
-    """(x, shares) -> the log densities of points, and the joint ones or the shares (K, points); ``n`` points in all."""
+def joint_of(now: Parameters) -> Callable[[Tensor, bool], tuple[Tensor, Tensor]]:
+    """(x, shares) -> the log densities of points, and the joint ones or the shares (K, points)."""
     d, log_w = now.means.shape[1], torch.log(now.weights)
-    if now.kind == "lowrank" and not root_pays(n, d):
+    if now.kind == "lowrank" and takes(now.kind, now.means):
         factors, one = now.factors(), torch.ones(1, dtype=torch.float64, device="cpu")
+        t = factors.noise
+        log_det = torch.log(factors.values + t[:, None]).sum(1) + (d - factors.values.shape[1]) * torch.log(t)
+        bias = log_w - 0.5 * (log_det + d * _LOG_2_PI)
 
         def low_rank(x: Tensor, shares: bool) -> tuple[Tensor, Tensor]:
-            logits = []
-            for i, j in component_tiles(len(now.means), len(x), d):
-                found = terms(x - now.means[i:j, None, :], factors.cut(i, j), one, 0.0 * one)
-                logits.append(log_w[i:j, None] - 0.5 * (found.squared + found.log_det + d * _LOG_2_PI))
-            joint = torch.cat(logits)
-            lse = log_sum(joint, 0)
-            return lse, torch.exp(joint - torch.where(lse == -math.inf, 0.0, lse)) if shares else joint
+            outputs = SHARES if shares else DISTANCE
+            found = level_sums(x, one, 0.0 * one, log_w, now.means, factors, outputs, torch.float64)
+            if shares:
+                return found["log_prob"], found["responsibilities"].mT
+            return found["log_prob"], bias[:, None] - 0.5 * found["mahalanobis"].mT
 
         return low_rank
     covariance = now.covariance if now.kind == "lowrank" else now.covariance[0]

@@ -179,7 +179,7 @@ def split_and_merge(
 
 def _posterior(x: Tensor, now: Parameters) -> tuple[Tensor, Tensor]:
     """Responsibilities and component log densities (n, K) of a few rows."""
-    _, joint = joint_of(now, len(x))(x, False)
+    _, joint = joint_of(now)(x, False)
     logs = (joint - torch.log(now.weights)[:, None]).mT
     return torch.softmax(joint, 0).mT, logs
 

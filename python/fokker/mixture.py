@@ -12,13 +12,15 @@ and score = (alpha E[x_0 | x] - x) / sigma^2 (Tweedie's formula; Efron 2011), th
 
 Queries ``x`` are (..., d); ``alpha`` and ``sigma`` are numbers, or tensors that broadcast to the batch (...), one a
 query. All is differentiable in x, alpha, sigma, means, covariances and weights, twice, with no array of all queries by
-all components by d in either direction. Isotropic mixtures whose scale does not vary along both queries and components
-(on the CPU, at one noise level: of many components) go to the fused sums of `fokker.kde`; others at one noise level (on
-the CPU: at a few, each by itself) to the kernels of Gaussian mixtures, by a root of each inverse covariance (if full, a
-Cholesky factorisation a component and call, then O(d^2) a pair); many levels, and low rank at d > 128 or few queries,
-to tiles of torch ops, by one eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity
-and the matrix determinant lemma. All in float64 with precision="highest" whatever the dtype of x (the result's own
-rounding, 6e-8 of it in float32, is all that is lost), in the dtype of x with "high".
+all components by d in either direction. Isotropic mixtures of many components whose scale does not vary along both
+queries and components go to the fused sums of `fokker.kde`. Others at one noise level (on the CPU: at a few, each by
+itself) go to kernels by a root of each inverse covariance (if full, a Cholesky factorisation a component and call, then
+O(d^2) a pair). Queries at a level each (training's diffusion times), and low rank, go to a kernel in the components'
+eigenvectors, by one eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity and the
+matrix determinant lemma. Torch ops, tile by tile, do the same where derivatives are wanted (at many levels, or of low
+rank at d > 128 or of few queries), under torch.compile, and for full and low-rank covariances on a GPU. All in float64
+with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is
+lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._gaussian_levels import level_sums, takes
 from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, _transformed, mixture_sums
@@ -52,8 +55,10 @@ __all__ = [
     "score",
     "select_components",
 ]
-_FEW = 16  # components that a CPU's density sum, made for long rows, takes up to three times as long for
-_A_LEVEL = 256  # queries that pay for sums of their own, where there are several levels
+# What a CPU's density sum, made for long rows, needs: components; with derivatives, at one level. Queries that pay for
+# sums of their own, where there are several levels; with derivatives. Measured on a CPU.
+_FEW, _FEW_TRACKED = 128, 16
+_A_LEVEL, _A_LEVEL_TRACKED = 1024, 256
 OUTPUTS = {"log_prob": 0, "score": SCORE, "posterior_mean": MEAN, "responsibilities": SHARES, "mahalanobis": DISTANCE}
 
 
@@ -137,12 +142,14 @@ def evaluate(
     unmoved = is_number(alpha) and alpha == 1
     compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
 
-    def run(rows: Tensor, *level: Tensor) -> dict[str, Tensor]:
-        if _fused(mixture, mask, *level):
-            return _by_density_sums(rows, mixture, *level, unmoved, names, precision)
-        return _by_components(rows, mixture, *level, mask, compute)
+    free = takes(mixture.covariance_type, x, *level, mixture.means, mixture.weights, *mixture._parts)
 
-    groups = None if _fused(mixture, mask, *level) else _levels(mixture, *level)
+    def run(rows: Tensor, *level: Tensor) -> dict[str, Tensor]:
+        if _fused(mixture, mask, free, *level):
+            return _by_density_sums(rows, mixture, *level, unmoved, names, precision)
+        return _by_components(rows, mixture, *level, mask, compute, free)
+
+    groups = None if _fused(mixture, mask, free, *level) else _levels(mixture, free, *level)
     # the products below are in the dtype that was chosen
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         found = run(rows, *level) if groups is None else _at_each(groups, run, rows, *level)
@@ -157,21 +164,25 @@ def evaluate(
     return results
 
 
-def _levels(mixture: Mixture, alpha: Tensor, sigma: Tensor) -> list[Tensor] | None:
+def _levels(mixture: Mixture, free: bool, alpha: Tensor, sigma: Tensor) -> list[Tensor] | None:
     """The queries at each of a few noise levels, as a sampler's are; None where they are many or nobody may look."""
     n = max(alpha.shape[0], sigma.shape[0])
     plain = alpha.device.type == "cpu" and type(alpha) is type(sigma) is Tensor
     if n == 1 or not plain or _transformed() or _dispatch_depth():
         return None
-    if torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad):
+    kind = mixture.covariance_type
+    if (free and kind in ("isotropic", "lowrank")) or (
+        torch.is_grad_enabled() and (alpha.requires_grad or sigma.requires_grad)
+    ):
         return None
     code = torch.zeros(n, dtype=torch.int64, device="cpu")
     for v in (alpha, sigma):
         values, index = torch.unique(v, return_inverse=True)
         code = code * len(values) + index
     counts = torch.unique(code, return_counts=True)[1]
-    rows, matrices = n // len(counts), mixture.covariance_type in ("full", "lowrank")
-    if (len(counts) > 1 and rows < _A_LEVEL) or (matrices and not root_pays(rows, mixture.dim)):
+    rows, least = n // len(counts), _A_LEVEL if free else _A_LEVEL_TRACKED
+    matrices = kind in ("full", "lowrank")
+    if (len(counts) > 1 and rows < least) or (matrices and not root_pays(rows, mixture.dim)):
         return None
     return list(torch.argsort(code, stable=True).split(counts.tolist()))
 
@@ -187,13 +198,15 @@ def _at_each(
 
 
 def _by_components(
-    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype
+    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype, free: bool
 ) -> dict[str, Tensor]:
-    noise, log_w = sigma.square(), mixture.log_weights()
-    low_rank = mixture.covariance_type == "lowrank"
-    if alpha.shape[0] == sigma.shape[0] == 1 and (not low_rank or root_pays(*x.shape)):
+    noise, log_w, kind = sigma.square(), mixture.log_weights(), mixture.covariance_type
+    rooted = alpha.shape[0] == sigma.shape[0] == 1 and (kind != "lowrank" or root_pays(*x.shape))
+    if free and not (rooted and (kind in ("full", "diag") or (kind == "isotropic" and not mask))):
+        found = level_sums(x, alpha, noise, log_w, mixture.means, mixture.factors(), mask, compute)
+    elif rooted:
         means, covariance = mixture.means.double(), mixture.symmetric()
-        found = whitened_sums(x, alpha, noise, log_w, means, mixture.covariance_type, covariance, mask, compute)
+        found = whitened_sums(x, alpha, noise, log_w, means, kind, covariance, mask, compute)
     else:
         sums = mixture_sums(x, alpha, noise, log_w, mixture.means, mixture.factors(), mask, compute)
         wanted = ("log_prob", *(n for n in OUTPUTS if n != "log_prob" and mask & OUTPUTS[n]))
@@ -205,11 +218,12 @@ def _by_components(
 
 
 # ---- isotropic mixtures as density sums -----------------------------------------------------------------------------
-def _fused(mixture: Mixture, mask: int, alpha: Tensor, sigma: Tensor) -> bool:
+def _fused(mixture: Mixture, mask: int, free: bool, alpha: Tensor, sigma: Tensor) -> bool:
     """Whether the scales alpha^2 v_k + sigma_i^2 and the centres are those of a density sum, and that pays."""
     if mixture.covariance_type != "isotropic" or mask & (SHARES | DISTANCE) or alpha.shape[0] != 1:
         return False
-    if sigma.shape[0] == 1 and alpha.device.type == "cpu" and mixture.n_components <= _FEW:
+    few = mixture.n_components <= (_FEW if free else _FEW_TRACKED)
+    if alpha.device.type == "cpu" and few and (free or sigma.shape[0] == 1):
         return False
     return sigma.shape[0] == 1 or mixture.shared
 

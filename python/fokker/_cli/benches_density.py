@@ -21,6 +21,7 @@ def benches() -> Iterator[Bench]:
     """All of them; the dense opponents hold N x M arrays, which at these sizes fit in memory."""
     yield from _threads()
     yield from _mixtures()
+    yield from _times()
     yield from _low_rank()
     yield from _levels()
     yield from _pairwise()
@@ -144,6 +145,47 @@ def _levels() -> Iterator[Bench]:
             {"fokker by tiles": 1.0},
             elements=n,
         )
+
+
+def _plain_score(x: Tensor, alpha: Tensor, noise: Tensor, log_w: Tensor, means: Tensor, variance: Tensor) -> Tensor:
+    c = alpha.square()[:, None, None] * variance + noise[:, None, None]
+    delta = x[:, None, :] - alpha[:, None, None] * means
+    share = torch.softmax(log_w - 0.5 * (delta.square() / c + torch.log(c)).sum(-1), 1)
+    return -(share[..., None] * delta / c).sum(1)
+
+
+def _times() -> Iterator[Bench]:
+    """Every query at its own diffusion time, beside torch ops in tiles and torch.compile of the plain formula."""
+    compiled = torch.compile(_plain_score, dynamic=False)
+    for kind, n, d, k, rank in (
+        ("diag", 4096, 16, 64, 0), ("isotropic", 4096, 2, 64, 0), ("full", 4096, 16, 64, 0), ("full", 1024, 64, 10, 0),
+        ("lowrank", 2048, 256, 10, 16),
+    ):  # fmt: skip
+        g = torch.Generator().manual_seed(d)
+        x, means = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((n, d), (k, d)))
+        t = 0.1 + 1.4 * torch.rand(n, generator=g, dtype=torch.float64)
+        spread = torch.rand(k, d, generator=g, dtype=torch.float64) + 0.2
+        root = torch.randn(k, d, rank or d, generator=g, dtype=torch.float64) / d**0.5
+        covariance = {"isotropic": spread[:, 0], "diag": spread, "lowrank": (root, spread[:, 0])}.get(kind)
+        if covariance is None:
+            covariance = root @ root.mT + torch.diag_embed(spread)
+        m = mixture.Mixture(means, covariance, None, kind)
+        alpha, sigma = torch.cos(t), torch.sin(t)
+        level = alpha, sigma.square(), m.log_weights(), means
+        calls: dict[str, Any] = {
+            "fokker": functools.partial(mixture.score, x, m, alpha=alpha, sigma=sigma),
+            "fokker by tiles": functools.partial(mixture_sums, x, *level, m.factors(), SCORE, torch.float64),
+        }
+        asked = {"fokker by tiles": 2.0}
+        if kind in ("isotropic", "diag"):
+            variance = spread[:, :1] if kind == "isotropic" else spread
+            calls["torch.compile"] = functools.partial(compiled, x, *level, variance)
+            asked["torch.compile"] = 2.0
+            agree = float((calls["torch.compile"]() - calls["fokker"]()).abs().max())
+            if not agree < 1e-9:
+                raise AssertionError(f"the two scores differ by {agree}")
+        name = f"Gaussian mixture score float64, {kind}, {n:,} x {d}, a time a query, {k} components"
+        yield Bench(name, calls, asked, elements=n)
 
 
 def _gaussian_mean(x: Tensor, y: Tensor, scale: float) -> Tensor:

@@ -132,3 +132,42 @@ def moments(weight: Tensor, x: Tensor, means: Tensor, full: bool) -> tuple[Tenso
     scaled = weight.double()[..., None] * delta
     second = scaled.mT @ delta if full else (scaled * delta).sum(1)
     return tuple(t.to(x.dtype) for t in (weight.double().sum(1), scaled.sum(1), second))
+
+
+def levels(
+    x: Tensor, alpha: Tensor, noise: Tensor, bias: Tensor, means: Tensor, variance: Tensor, basis: Tensor | None,
+    floor: Tensor | None, outputs: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Sums over components N(a_i m_k, a_i^2 S_k + s_i I), s = ``noise``, with b_k = ``bias`` for log w_k.
+
+    S_k is diag(v_k), or P_k diag(v_k) P_k^T with orthonormal P_k = ``basis``, or with a ``floor`` P_k P_k^T + t_k I,
+    whose columns are orthogonal. log sum_k exp(b_k - (delta^T C^-1 delta + log det C) / 2) (N,), then score (N, d),
+    posterior mean (N, d), shares (K, N) and squared distances (K, N), each empty unless its bit 2, 4, 1, 8 is set.
+    """
+    a, s = (t.double().expand(x.shape[0])[:, None] for t in (alpha, noise))
+    delta = x.double() - a * means.double()[:, None, :]
+    v = variance.double()[:, None, :]
+    p = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)[None] if basis is None else basis.double()
+    if floor is None:
+        v = v.expand(*v.shape[:2], x.shape[1])
+        c = a**2 * v + s
+        along = delta @ p
+        squared, log_det = (along**2 / c).sum(-1), torch.log(c).sum(-1)
+        solved, shrunk = (along / c) @ p.mT, (v * along / c) @ p.mT
+    else:
+        t = floor.double()[:, None, None]
+        c0 = a**2 * t + s
+        c = c0 + a**2 * v
+        inner = (delta @ p / c) @ p.mT
+        solved = (delta - a**2 * inner) / c0
+        shrunk = inner + t * solved
+        squared = c0[..., 0] * solved.square().sum(-1) + (a[:, 0] * (delta @ p / c).norm(dim=-1)) ** 2
+        log_det = torch.log(c).sum(-1) + (x.shape[1] - v.shape[-1]) * torch.log(c0[..., 0])
+    logits = bias.double()[:, None] - 0.5 * (squared + log_det)
+    total = torch.logsumexp(logits, 0)
+    shares = torch.exp(logits - torch.where(total == -torch.inf, 0.0, total))
+    score = -(shares[..., None] * solved).sum(0)
+    posterior = (shares[..., None] * (means.double()[:, None, :] + a * shrunk)).sum(0)
+    found = (score, posterior, shares, squared)
+    wanted = (t if outputs & bit else t.new_empty(0) for t, bit in zip(found, (2, 4, 1, 8), strict=True))
+    return tuple(t.to(x.dtype) for t in (total, *wanted))
