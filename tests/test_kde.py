@@ -236,6 +236,38 @@ def test_batches_layouts_and_numpy(backend):
     assert kde.log_prob(x[0, 0].half(), y[0].half(), 1.0).dtype == torch.float16
 
 
+@pytest.mark.parametrize("spread", ["one", "query", "datum"])
+def test_laplace_corrected(backend, spread):
+    """Against its formula, sum by sum, where it is negative too; streamed; without any weight."""
+    d = 3
+    x, y, w = 1.6 * cloud(40, d, 1), cloud(60, d), torch.rand(60, dtype=F64)
+    h = {"one": 0.8, "query": 0.6 + torch.rand(40, 1, dtype=F64), "datum": 0.6 + torch.rand(60, dtype=F64)}[spread]
+    wide = torch.as_tensor(h, dtype=F64)
+    z = (x[:, None] - y).square().sum(-1) / wide**2
+    kernel = w / w.sum() * torch.exp(-0.5 * z) / (2 * math.pi) ** (d / 2) / wide**d
+    want = (kernel * (1 + d / 2 - z / 2)).sum(1)
+    got = kde.laplace_corrected(x, y, h, weights=w)
+    assert (want < 0).any() and (want > 0).any()
+    assert ((got.value - want).abs() / kernel.sum(1)).max() < 1e-13
+    assert torch.equal(got.sign, want.sign())
+    single = kde.laplace_corrected(x.float(), y.float(), h, weights=w)
+    assert ((single.value - want).abs() / torch.maximum(kernel.sum(1), want.abs())).max() < 1e-5
+    assert isinstance(kde.laplace_corrected(x.numpy(), y.numpy(), 0.8).value, np.ndarray)
+    nothing = kde.laplace_corrected(x, y[:0], 0.8)
+    assert (nothing.sign == 0).all() and (nothing.log_abs == -torch.inf).all()
+    if spread != "datum":
+        state = kde.KDEState(x, h, outputs=("log_prob", "laplace_factor"))
+        state.update(y[:25], w[:25]).update(y[25:], w[25:])
+        found = state.result()
+        torch.testing.assert_close(found["laplace_factor"], want / kernel.sum(1), rtol=1e-12, atol=1e-12)
+
+
+def test_laplace_corrected_integrates_to_one():
+    x, y = torch.linspace(-9, 9, 4001, dtype=F64)[:, None], cloud(30, 1)
+    value = kde.laplace_corrected(x, y, 0.5).value
+    assert abs(float(value.sum()) * 18 / 4000 - 1) < 1e-12 and (value < 0).any()
+
+
 # ---- edges ---------------------------------------------------------------------------------------------------------
 def test_nothing_there(backend):
     x, y = cloud(5, 3), cloud(8, 3, 1)

@@ -10,12 +10,12 @@ from scipy import stats
 from sklearn import neighbors
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fokker.estimators import KernelDensity, SDKernelDensity
+from fokker.estimators import KernelDensity, LaplaceKernelDensity, SDKernelDensity
 
 ALPHA = 1e-6  # false alarms of a test on samples
 
 
-@parametrize_with_checks([KernelDensity(), KernelDensity(bandwidth="loo"), SDKernelDensity()])
+@parametrize_with_checks([KernelDensity(), KernelDensity(bandwidth="loo"), SDKernelDensity(), LaplaceKernelDensity()])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -99,8 +99,19 @@ def test_debiasing_lowers_the_bias():
     x = np.zeros((1, 1))
     truth = -0.5 * math.log(2 * math.pi)
     plain = KernelDensity(bandwidth=0.5).fit(y).score_samples(x)[0]
-    debiased = SDKernelDensity(bandwidth=0.5).fit(y).score_samples(x)[0]
-    assert abs(debiased - truth) < 0.4 * abs(plain - truth)
+    for method in (SDKernelDensity, LaplaceKernelDensity):
+        debiased = method(bandwidth=0.5).fit(y).score_samples(x)[0]
+        assert abs(debiased - truth) < 0.4 * abs(plain - truth)
+
+
+def test_laplace_corrected_estimates_may_be_negative():
+    y, x = np.zeros((1, 2)), np.array([[0.5, 0.0], [3.0, 0.0]])
+    model = LaplaceKernelDensity().fit(y)
+    assert list(model.signed_score_samples(x).sign) == [1.0, -1.0]
+    assert np.isfinite(model.score_samples(x)[0]) and model.score_samples(x)[1] == -np.inf
+    assert not hasattr(model, "sample")
+    with pytest.raises(ValueError, match="LaplaceKernelDensity needs kernel='gaussian', got 'tophat'"):
+        LaplaceKernelDensity(kernel="tophat").fit(y)
 
 
 @pytest.mark.parametrize(

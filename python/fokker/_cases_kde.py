@@ -60,6 +60,12 @@ _kde_case("kde_score", lambda x, y, h: kde.score(x, y, h), 16, "gaussian", metri
 _kde_case("kde_posterior_mean", lambda x, y, h: kde.posterior_mean(x, y, h), 16, "gaussian", metric="scaled")
 _kde_case("kde_effective_sample_size", lambda x, y, h: kde.effective_sample_size(x, y, h), 16, "gaussian")
 _kde_case(
+    "kde_laplace_factor",
+    lambda x, y, h: kde.evaluate(x, y, h, outputs=("laplace_factor",))["laplace_factor"],
+    3,
+    "gaussian",
+)
+_kde_case(
     "kde_kernel_sum",
     lambda x, y, h: kde.kernel_sum(x, y, y[:, :2], h, kernel="matern52"),
     3,

@@ -15,7 +15,7 @@ KERNELS = (
     "gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "cauchy", "epanechnikov", "tophat",
     "linear", "cosine", "vmf",
 )  # fmt: skip
-OUTPUTS = ("log_prob", "score", "posterior_mean", "laplacian", "effective_sample_size")
+OUTPUTS = ("log_prob", "score", "posterior_mean", "laplacian", "effective_sample_size", "laplace_factor")
 
 
 def evaluate(
@@ -42,7 +42,9 @@ def evaluate(
         mask |= VALUES
     elif torch.is_grad_enabled() and c.x.requires_grad:
         mask |= SLOPE  # the gradient in x, at hand when backward asks for it
-    if "laplacian" in outputs or (torch.is_grad_enabled() and c.bandwidth.requires_grad and not per_datum):
+    if {"laplacian", "laplace_factor"} & set(outputs) or (
+        torch.is_grad_enabled() and c.bandwidth.requires_grad and not per_datum
+    ):
         mask |= DELTA
     if "effective_sample_size" in outputs:
         mask |= SQUARE
@@ -83,7 +85,7 @@ def check_outputs(outputs: Sequence[str], kernel: str) -> tuple[str, ...]:
     """The names, or a ValueError."""
     if unknown := [o for o in outputs if o not in OUTPUTS] or not outputs:
         raise ValueError(f"outputs must name one or more of {', '.join(OUTPUTS)}, got {unknown or outputs!r}")
-    gaussian_only = {"posterior_mean", "laplacian"} & set(outputs)
+    gaussian_only = {"posterior_mean", "laplacian", "laplace_factor"} & set(outputs)
     if gaussian_only and kernel != "gaussian":
         raise ValueError(f"{' and '.join(sorted(gaussian_only))} need kernel='gaussian', got {kernel!r}")
     return tuple(outputs)
@@ -120,6 +122,8 @@ def finish(
             inner = h[..., 0].square()
             value = spread / inner - mean.double().square().sum(-1) - c.x.shape[-1] / inner
             found[name] = torch.where(log_sum == -torch.inf, 0.0, value)
+        elif name == "laplace_factor":
+            found[name] = torch.where(log_sum == -torch.inf, 0.0, 1.0 + 0.5 * (c.x.shape[-1] - spread))
         else:
             found[name] = torch.where(square == 0, 0.0, 1.0 / torch.where(square == 0, 1.0, square))
     return found

@@ -50,7 +50,7 @@ class KDEState:
         if len(call.batch) or call.bandwidth.shape[2] != 1:
             raise ValueError("KDEState needs queries (N, d) and a bandwidth that is one number or one a query (N, 1)")
         self._mask = SLOPE if {"score", "laplacian"} & set(outputs) else VALUES if "posterior_mean" in outputs else 0
-        self._mask |= DELTA if "laplacian" in outputs else 0
+        self._mask |= DELTA if {"laplacian", "laplace_factor"} & set(outputs) else 0
         self._mask |= SQUARE if "effective_sample_size" in outputs else 0
         n, d = call.x.shape[1:]
         wide: dict[str, Any] = {"dtype": torch.float64, "device": call.x.device}

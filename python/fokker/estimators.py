@@ -21,12 +21,12 @@ except ImportError as error:
 
 from . import vmf
 from ._gaussian_estimator import GaussianMixture
-from ._kde_estimator import KernelDensity, SDKernelDensity
+from ._kde_estimator import KernelDensity, LaplaceKernelDensity, SDKernelDensity
 from ._mixture import affine_logsumexp, affine_moments, affine_softmax
 from ._seeding import plus_plus, systematic, unit
 from ._vmf_estimation import estimate
 
-__all__ = ["GaussianMixture", "KernelDensity", "SDKernelDensity", "VonMisesFisherMixture"]
+__all__ = ["GaussianMixture", "KernelDensity", "LaplaceKernelDensity", "SDKernelDensity", "VonMisesFisherMixture"]
 
 _SEED_ROWS = 1 << 14  # k-means++ is quadratic in spirit: past this many rows it sees a systematic sample
 
