@@ -182,9 +182,10 @@ def laplace_corrected(
 ) -> Signed:
     r"""The Laplace-corrected gaussian estimate, p - (h^2 / 2) Laplacian p.
 
-    With r_ij = |x_i - y_j| it is sum_j w_j K_h(r_ij) (1 + d/2 - r_ij^2 / 2h^2). The kernel of order four that the gaussian generates (Wand and Schucany 1990): its bias is of order h^4, as that of
-    the score-debiased estimate (`fokker.estimators.SDKernelDensity`), from one pass. It integrates to one, and is
-    negative where the data lie farther than some (d + 2)^(1/2) h, so sign and logarithm come apart.
+    With r_ij = |x_i - y_j| it is sum_j w_j K_h(r_ij) (1 + d/2 - r_ij^2 / 2h^2): the gaussian's kernel of order four
+    (Wand and Schucany 1990). Its bias is of order h^4, as that of the score-debiased estimate
+    (`fokker.estimators.SDKernelDensity`), from one pass. It integrates to one, and is negative where the data lie
+    farther than some (d + 2)^(1/2) h, so sign and logarithm come apart.
 
     Arguments as in `log_prob`; bandwidths by datum stand in both factors of their term. Rows without any weight have
     sign 0 and logarithm -inf. Differentiable (the sign's derivative is 0).
