@@ -20,7 +20,9 @@ def head_arguments(name: str):
     packed = name.startswith("qkv")
     inputs = (normal(2, 5, 3, 2, 8),) if packed else (normal(2, 5, 2, 8).transpose(1, 2), normal(2, 3, 5, 8))
     tables = (normal(8), normal(8), None, normal(8), normal(5, 4), normal(5, 4))
-    settings = (1, 1e-6, True)
+    settings = (1, 1e-6, packed, 8)  # interleaved or not
+    if not packed:  # in part
+        tables, settings = (*tables[:4], normal(5, 3), normal(5, 6)[:, ::2]), (1, 1e-6, False, 6)
     if not name.endswith("vjp"):
         return (*inputs, *tables, *settings)
     grads = (normal(2, 2, 5, 8),) * 3 if packed else (normal(2, 2, 5, 8), normal(2, 3, 5, 8))

@@ -117,6 +117,53 @@ def test_gradients_against_float64(backend):
 
 
 @pytest.mark.parametrize("backend", NATIVE)
+def test_rotation_of_a_part(backend):
+    """Pairs among the first elements (GPT-NeoX's and GPT-J's), the others normed alone; values and gradients."""
+    every = backend == "cpu"
+    for (dim, rotary), interleaved, whole in itertools.product(
+        ((72, 32), (8, 6), (66, 34), *(((80, 32), (256, 64), (510, 2), (64, 64)) if every else ())),
+        (False, True),
+        (False, True),
+    ):
+        q, k, *vectors, _, _ = inputs(dim, device=device_of(backend))
+        cos, sin = (t[..., :rotary] for t in inputs(rotary, device=device_of(backend), whole=True)[-2:])
+        cos, sin = (cos, sin) if whole else (cos[..., : rotary // 2], sin[..., : rotary // 2])
+        settings = {"interleaved": interleaved, "rotary_dim": rotary, "norm": "layer" if dim % 4 else "rms"}
+        grads = [torch.randn(t.shape, device=q.device) for t in (q, k)]
+        with fokker.use_backend(backend):
+            got = call(q, k, *vectors, cos, sin, **settings)
+            found = gradients(q, k, [*vectors, cos, sin], grads, **settings)
+        wide = [t.double().cpu() for t in (q, k, *vectors, cos, sin)]
+        first = torch.arange(0, rotary, 2) if interleaved else torch.arange(rotary // 2)
+        second = first + 1 if interleaved else first + rotary // 2
+        c, s = wide[-2:]
+        table = (c[:, first], c[:, second], s[:, first], s[:, second]) if whole else (c, c, s, s)
+        with fokker.use_backend("reference"):
+            want = gradients(*wide[:2], wide[2:], [g.double().cpu() for g in grads], **settings)
+            normed = call(*wide[:6], None, None, norm=settings["norm"])
+        for y, n in zip(got, normed, strict=True):
+            a, b = n[..., first], n[..., second]
+            n[..., first], n[..., second] = a * table[0] - b * table[2], b * table[1] + a * table[3]
+            torch.testing.assert_close(y.double().cpu(), n, rtol=1e-6, atol=2e-6)
+        for y, w in zip(found, want, strict=True):
+            assert float((y.double().cpu() - w).abs().max() / w.abs().max()) <= 2e-6
+    with fokker.use_backend(backend):
+        qkv = torch.randn(2, 5, 3 * 2 * 24, device=device_of(backend)).requires_grad_()
+        cos, sin = (t[:, :4] for t in inputs(8, tokens=5, device=qkv.device)[-2:])
+        made = denoiser.qkv_norm_rope(qkv, 2, None, None, cos, sin, rotary_dim=8)
+        parts = qkv.detach().view(2, 5, 3, 2, 24).permute(2, 0, 3, 1, 4).contiguous().requires_grad_()
+        want = denoiser.qk_norm_rope(parts[0], parts[1], None, None, cos, sin, rotary_dim=8)
+        torch.testing.assert_close(made[:2], want, rtol=1e-6, atol=1e-6)
+        (packed,) = torch.autograd.grad(made[0].square().sum() + made[1].sum(), qkv)
+        (plain,) = torch.autograd.grad(want[0].square().sum() + want[1].sum(), parts)
+        packed = packed.view(2, 5, 3, 2, 24).permute(2, 0, 3, 1, 4)
+        torch.testing.assert_close(packed[:2], plain[:2], rtol=2e-6, atol=2e-6)
+        half = [t.bfloat16() for t in (*inputs(72, device=qkv.device)[:6], *inputs(32, device=qkv.device)[-2:])]
+        got, wide = (call(*(t.to(d) for t in half), rotary_dim=32) for d in (torch.bfloat16, torch.float32))
+        assert all(torch.equal(y, w.bfloat16()) for y, w in zip(got, wide, strict=True))
+
+
+@pytest.mark.parametrize("backend", NATIVE)
 def test_packed_equals_unpacked(backend):
     g = torch.Generator().manual_seed(1)
     qkv = torch.randn(2, 5, 3 * 2 * 72, generator=g).to(device_of(backend))
@@ -251,6 +298,10 @@ X = torch.ones(2, 2, 3, 8)
 TABLE = torch.ones(3, 4)
 
 
+def partly(rotary_dim, table=TABLE):
+    return denoiser.qk_norm_rope(X, X, None, None, table, table, rotary_dim=rotary_dim)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "f"),
     [
@@ -262,6 +313,12 @@ TABLE = torch.ones(3, 4)
         (TypeError, "q must have dtype", lambda: denoiser.qk_norm_rope(X.int(), X)),
         (TypeError, "k must be a tensor", lambda: denoiser.qk_norm_rope(X, None)),
         (ValueError, r"q_weight \(7,\) must have", lambda: denoiser.qk_norm_rope(X, X, torch.ones(7))),
+        (ValueError, "rotary_dim must be even, from 2 to the head dimension 8, got 5", lambda: partly(5)),
+        (ValueError, "rotary_dim must be even, from 2 to the head dimension 8, got 10", lambda: partly(10)),
+        (ValueError, "rotary_dim must be even, from 2 to the head dimension 8, got 0", lambda: partly(0)),
+        (TypeError, "rotary_dim must be an int or None, got float", lambda: partly(4.0)),
+        (ValueError, r"cos must have shape \(3, 2\) or \(3, 4\).*got \(3, 1\)", lambda: partly(4, TABLE[:, :1])),
+        (ValueError, "rotary_dim belongs to cos and sin", lambda: denoiser.qk_norm_rope(X, X, rotary_dim=4)),
         (ValueError, "cos and sin belong", lambda: denoiser.qk_norm_rope(X, X, cos=TABLE)),
         (ValueError, r"cos must have shape", lambda: denoiser.qk_norm_rope(X, X, None, None, TABLE[:2], TABLE[:2])),
         (ValueError, "one shape", lambda: denoiser.qk_norm_rope(X, X, None, None, TABLE, torch.ones(3, 8))),

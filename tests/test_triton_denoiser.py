@@ -26,7 +26,10 @@ norms_vjp = pytest.importorskip("fokker.triton_kernels.norms_vjp")
 pytestmark = [RUNS, pytest.mark.filterwarnings("error::RuntimeWarning")]
 QUICK = {
     gates: ["tails", "layouts_and_dimensions", "halves_are_the_float32_result_rounded_once", "pairs"],
-    heads: ["rotation_alone_norm_alone_and_neither", "gradients_against_float64", "packed_equals_unpacked"],
+    heads: [
+        "rotation_alone_norm_alone_and_neither", "rotation_of_a_part", "gradients_against_float64",
+        "packed_equals_unpacked",
+    ],
     norms: ["a_large_mean_does_not_cancel", "mixed_dtypes", "out", "empty"],
     losses: [
         "reductions", "geometric_brownian_motion_by_the_formula", "gradients_are_those_of_the_table",

@@ -246,10 +246,16 @@ def group_variants(dtype: torch.dtype) -> Iterator[Variant]:
 def head_variants(dtype: torch.dtype) -> Iterator[Variant]:
     """Both norms with both rotary embeddings, of 72, 128 and 512; every gated activation."""
     pointers = ("x", "out", "weight", "bias", "cos", "sin")
-    for name, norm, dim, interleaved in (("rms", 1, 72, True), ("layer", 2, 128, False), ("rms", 1, 512, False)):
+    for name, norm, dim, rotary, interleaved in (
+        ("rms", 1, 72, 72, True),
+        ("layer", 2, 128, 128, False),
+        ("partial layer", 2, 128, 32, False),
+        ("rms", 1, 512, 512, False),
+    ):
         flags = {"NORM": norm, "EPS": 1e-6, "INTERLEAVED": interleaved, "WHOLE": False, "ROPE": True}
         constants = {
             "DIM": dim,
+            "ROTARY": rotary,
             **flags,
             "WEIGHT": True,
             "BIAS": norm == 2,

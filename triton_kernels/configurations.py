@@ -43,7 +43,7 @@ CONFIGURATIONS: dict[str, dict[torch.dtype, Configuration]] = {
     "resample": {torch.float32: Configuration(128, 4, 128)},
     # elements of a tile of rows
     "heads": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
-    "heads_vjp": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
+    "heads_vjp": {torch.float32: Configuration(512, 4, 128), torch.float64: Configuration(256, 4, 128)},
     "gates": {torch.float32: Configuration(512, 4), torch.float64: Configuration(256, 4)},
     "norms_vjp": {torch.float32: Configuration(2048, 8), torch.float64: Configuration(1024, 8)},
     "losses": {torch.float32: Configuration(1024, 8)},  # float64 arithmetic, whatever is read

@@ -25,9 +25,9 @@ PROGRAMS = 1024
 def norm_rope_vjp_kernel(
     x, grad, out, weight, cos, sin, sums, rows, heads, tokens, tiles, xb, xh, xt, xd, gb, gh, gt, gd, ob, oh, ot, od,
     table_batch, width,
-    DIM: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, INTERLEAVED: tl.constexpr, WHOLE: tl.constexpr,
-    ROPE: tl.constexpr, WEIGHT: tl.constexpr, WANTED: tl.constexpr, SUMS: tl.constexpr, PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr
+    DIM: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    WHOLE: tl.constexpr, ROPE: tl.constexpr, WEIGHT: tl.constexpr, WANTED: tl.constexpr, SUMS: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """dn = g cos - R(g sin), a = dn w, dx = rstd (a - x^ mean(a x^)) (layer norm: - mean a); sums of dn x^ and dn."""
     program = tl.program_id(0).to(tl.int64)
@@ -38,15 +38,15 @@ def norm_rope_vjp_kernel(
     bias_q = tl.zeros([BLOCK, PAIRS], kind)
     for tile in range(tiles):
         row = (program * tiles + tile) * BLOCK + tl.arange(0, BLOCK)
-        b, h, t, pair, i, j, there = places_of_rows(row, heads, tokens, rows, DIM, PAIRS, INTERLEAVED)
+        b, h, t, pair, i, j, there = places_of_rows(row, heads, tokens, rows, DIM, ROTARY, PAIRS, INTERLEAVED)
         p, q, rstd = unit_rows(x, (b * xb + h * xh + t * xt)[:, None], xd, i, j, there, DIM, NORM, EPS)
         from_row = (b * gb + h * gh + t * gt)[:, None]
         a = load(grad, from_row + i * gd, there, 0.0)
         c = load(grad, from_row + j * gd, there, 0.0)
         if ROPE:
             at = (b * table_batch + t * width)[:, None]
-            cp, cq = entries(cos, at, pair, DIM, there, INTERLEAVED, WHOLE)
-            sp, sq = entries(sin, at, pair, DIM, there, INTERLEAVED, WHOLE)
+            cp, cq = entries(cos, at, pair, 1.0, DIM, ROTARY, there, INTERLEAVED, WHOLE)
+            sp, sq = entries(sin, at, pair, 0.0, DIM, ROTARY, there, INTERLEAVED, WHOLE)
             turned = mad(a, cp, c * sq)
             c = mad(c, cq, -(a * sp))
             a = turned
@@ -75,7 +75,7 @@ def norm_rope_vjp_kernel(
             store(out, to_row + j * od, c, there)
     if SUMS:
         to = sums + program * (2 * DIM)
-        i, j = places(tl.arange(0, PAIRS), DIM, INTERLEAVED)
+        i, j = places(tl.arange(0, PAIRS), DIM, ROTARY, INTERLEAVED)
         inside = tl.arange(0, PAIRS) < DIM // 2
         tl.store(to + i, tl.sum(weight_p.to(tl.float64), 0), mask=inside)
         tl.store(to + j, tl.sum(weight_q.to(tl.float64), 0), mask=inside)
@@ -90,7 +90,7 @@ def heads_blocks(rows: int) -> int:
 
 def heads_norm_rope_vjp(
     parts: list[Tensor], weights: list[Any], biases: list[Any], cos: Any, sin: Any, norm: int, eps: float,
-    interleaved: bool, grads: list[Tensor], outs: list[Any], sums: Tensor | None, partial: None,
+    interleaved: bool, rotary: int, grads: list[Tensor], outs: list[Any], sums: Tensor | None, partial: None,
 ) -> None:  # fmt: skip
     """Fill the wanted gradients (None: not wanted), and sums (2, 2, D), [weight, bias] of queries and of keys."""
     for k, (x, grad, out) in enumerate(zip(parts, grads, outs, strict=True)):
@@ -103,7 +103,7 @@ def heads_norm_rope_vjp(
         batch, heads, tokens, dim = x.shape
         rows = batch * heads * tokens
         (w, _, c, s, table_batch, width), flags = arguments(
-            x, dim, weights[k], biases[k], cos, sin, norm, eps, interleaved
+            x, dim, weights[k], biases[k], cos, sin, norm, eps, interleaved, rotary
         )
         chosen = configuration("heads_vjp", x.dtype)
         block = max(1, chosen.block // flags["PAIRS"])

@@ -43,7 +43,7 @@ template <typename Backend> HeadTensor head_like(const TensorView& t, const char
 template <typename Backend> HeadsPlan heads_plan(const Views& x, const MaybeViews& weights, const MaybeViews& biases,
                                                  const std::optional<TensorView>& cos,
                                                  const std::optional<TensorView>& sin, int norm, double eps,
-                                                 bool interleaved) {
+                                                 bool interleaved, int rotary) {
   if (x.size() < 2 || x.size() > kMaxParts || weights.size() != 2 || biases.size() != 2)
     raise<ValueError>("queries and keys, perhaps values, expected, with two weights and biases; got ", x.size(),
                       " tensors, ", weights.size(), " and ", biases.size());
@@ -58,7 +58,9 @@ template <typename Backend> HeadsPlan heads_plan(const Views& x, const MaybeView
   const std::int64_t dim = first.shape[3];
   if (dim % 2 || dim < 2 || dim > kMaxHeadDim)
     raise<ValueError>("the head dimension must be even, from 2 to ", kMaxHeadDim, ", got ", dim);
-  p.dim = static_cast<int>(dim), p.parts = static_cast<int>(x.size());
+  if (rotary % 2 || rotary < 2 || rotary > dim)
+    raise<ValueError>("rotary must be even, from 2 to the head dimension ", dim, ", got ", rotary);
+  p.dim = static_cast<int>(dim), p.parts = static_cast<int>(x.size()), p.rotary = rotary;
   for (int i = 0; i < p.parts; ++i) {
     HeadPart& part = p.part[i];
     check_like_first<Backend>(x[i], "x", first);
@@ -82,9 +84,9 @@ template <typename Backend> HeadsPlan heads_plan(const Views& x, const MaybeView
   p.cos = small<Backend>(*cos, "cos", first), p.sin = small<Backend>(*sin, "sin", first);
   const std::int64_t width = cos->shape[2];
   if ((cos->shape[0] != 1 && cos->shape[0] != p.batch) || cos->shape[1] != p.tokens ||
-      (width != dim && width != dim / 2))
-    raise<ValueError>("cos ", shape_of(*cos), " must have shape (1 or ", p.batch, ", ", p.tokens, ", ", dim / 2, " or ",
-                      dim, ")");
+      (width != rotary && width != rotary / 2))
+    raise<ValueError>("cos ", shape_of(*cos), " must have shape (1 or ", p.batch, ", ", p.tokens, ", ", rotary / 2,
+                      " or ", rotary, ")");
   p.width = static_cast<int>(width);
   p.table_batch = cos->shape[0] == 1 ? 0 : p.tokens * width;
   return p;
@@ -105,8 +107,8 @@ template <typename Backend> void heads_norm_rope(const heads_detail::Views& x, c
                                                  const heads_detail::MaybeViews& biases,
                                                  const std::optional<TensorView>& cos,
                                                  const std::optional<TensorView>& sin, int norm, double eps,
-                                                 bool interleaved, const heads_detail::Views& out) {
-  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
+                                                 bool interleaved, int rotary, const heads_detail::Views& out) {
+  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved, rotary);
   if (out.size() != x.size()) raise<ValueError>("out must be ", x.size(), " tensors, got ", out.size());
   for (std::size_t i = 0; i < x.size(); ++i) p.part[i].out = heads_detail::head_like<Backend>(out[i], "out", x[i]);
   heads_detail::run_heads<Backend>(p, x[0]);
@@ -117,10 +119,10 @@ template <typename Backend> void heads_norm_rope(const heads_detail::Views& x, c
 template <typename Backend>
 void heads_norm_rope_vjp(const heads_detail::Views& x, const heads_detail::MaybeViews& weights,
                          const heads_detail::MaybeViews& biases, const std::optional<TensorView>& cos,
-                         const std::optional<TensorView>& sin, int norm, double eps, bool interleaved,
+                         const std::optional<TensorView>& sin, int norm, double eps, bool interleaved, int rotary,
                          const heads_detail::Views& grads, const heads_detail::MaybeViews& out,
                          const std::optional<TensorView>& sums, const std::optional<TensorView>& partial) {
-  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved);
+  HeadsPlan p = heads_detail::heads_plan<Backend>(x, weights, biases, cos, sin, norm, eps, interleaved, rotary);
   p.backward = true;
   if (grads.size() != x.size() || out.size() != x.size())
     raise<ValueError>("grads and out must be ", x.size(), " tensors, got ", grads.size(), " and ", out.size());
@@ -274,9 +276,10 @@ void heads_activation_vjp(const TensorView& x, const std::optional<TensorView>& 
 template <typename Backend> void bind_heads_ops(py::module_& m) {
   using py::arg;
   m.def("heads_norm_rope", &heads_norm_rope<Backend>, arg("x"), arg("weights"), arg("biases"), arg("cos"), arg("sin"),
-        arg("norm"), arg("eps"), arg("interleaved"), arg("out"));
+        arg("norm"), arg("eps"), arg("interleaved"), arg("rotary"), arg("out"));
   m.def("heads_norm_rope_vjp", &heads_norm_rope_vjp<Backend>, arg("x"), arg("weights"), arg("biases"), arg("cos"),
-        arg("sin"), arg("norm"), arg("eps"), arg("interleaved"), arg("grads"), arg("out"), arg("sums"), arg("partial"));
+        arg("sin"), arg("norm"), arg("eps"), arg("interleaved"), arg("rotary"), arg("grads"), arg("out"), arg("sums"),
+        arg("partial"));
   m.def("heads_blocks", &Backend::heads_blocks, arg("rows"));
   m.def("gates_blocks", &Backend::gates_blocks, arg("rows"));
   m.def("heads_activation", &heads_activation<Backend>, arg("x"), arg("value"), arg("bias"), arg("value_bias"),

@@ -32,7 +32,8 @@ struct HeadsPlan {
   double eps = 0;
   std::int64_t batch = 0, tokens = 0;
   int dim = 0, parts = 0;
-  // (batch or 1, tokens, width) in the type of the arithmetic, contiguous; width is dim or dim / 2
+  int rotary = 0;  // of dim elements the first so many are turned; half-split pairs are theirs
+  // (batch or 1, tokens, width) in the type of the arithmetic, contiguous; width is rotary or rotary / 2
   const void *cos = nullptr, *sin = nullptr;
   std::int64_t table_batch = 0;
   int width = 0;
@@ -40,9 +41,9 @@ struct HeadsPlan {
   double *sums = nullptr, *partial = nullptr;
 
   FK_HD FK_INLINE int sum_count() const { return 4 * dim; }
-  // Entry of a table for element j of a head.
+  // Entry of a table for element j of a head, of those that are turned.
   FK_HD FK_INLINE int entry(int j) const {
-    return width == dim ? j : interleaved ? j / 2 : j < dim / 2 ? j : j - dim / 2;
+    return width == rotary ? j : interleaved ? j / 2 : j < rotary / 2 ? j : j - rotary / 2;
   }
 };
 

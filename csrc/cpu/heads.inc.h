@@ -24,9 +24,9 @@ template <typename T> struct Token {
   void turn(std::int64_t b, std::int64_t t) {
     const std::int64_t at = b * p.table_batch + t * p.width;
     const T *const c = static_cast<const T*>(p.cos) + at, *const n = static_cast<const T*>(p.sin) + at;
-    for (int j = 0; j < p.dim; ++j) {
+    for (int j = 0; j < p.rotary; ++j) {
       const int to = s.at(j), from = p.entry(j);
-      const bool first = p.interleaved ? j % 2 == 0 : j < s.size;
+      const bool first = p.interleaved ? j % 2 == 0 : j < s.turned;
       cos.v[to] = c[from];
       sin.v[to] = first ? -n[from] : n[from];
     }
@@ -38,10 +38,8 @@ template <typename T> struct Token {
     int step;  // from one segment to the next
   };
   Row read(const HeadTensor& t, std::int64_t at, Padded<T>& copy) const {
-    if (p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1)
-      return {static_cast<const T*>(t.data) + at, s.size};
-    for (int k = 0; k < s.count; ++k)
-      take_any(t.data, p.dtype, at + k * s.size * t.element, t.element, s.size, copy.v + k * s.stride);
+    if (const T* const row = direct(t, at)) return {row, s.size};
+    s.pieces([&](int j, int to, int n) { take_any(t.data, p.dtype, at + j * t.element, t.element, n, copy.v + to); });
     return {copy.v, s.stride};
   }
   Vec<T> vector(const Row& r, int k, int i) const {
@@ -84,7 +82,8 @@ template <typename T> struct Token {
 
   // The row in `a`, or f(offset, vector, lanes) straight into memory.
   T* direct(const HeadTensor& t, std::int64_t at) const {
-    return p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1 ? static_cast<T*>(t.data) + at : nullptr;
+    const bool native = p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1 && s.whole();
+    return native ? static_cast<T*>(t.data) + at : nullptr;
   }
   void write(T* to, int k, int i, Vec<T> v) {
     if (!to) return store(a.v + k * s.stride + i * s.lanes, v);
@@ -94,8 +93,7 @@ template <typename T> struct Token {
   }
   void finish(const HeadTensor& t, std::int64_t at, const T* to) const {
     if (to) return;
-    for (int k = 0; k < s.count; ++k)
-      give_any(a.v + k * s.stride, t.data, p.dtype, at + k * s.size * t.element, t.element, s.size);
+    s.pieces([&](int j, int from, int n) { give_any(a.v + from, t.data, p.dtype, at + j * t.element, t.element, n); });
   }
 
   Vec<T> normalized(int at, int i) const {
@@ -147,7 +145,7 @@ template <typename T> struct Token {
     finish(part.out, at, to);
   }
   template <bool kRope> void forward(const HeadPart& part, int i, std::int64_t from, std::int64_t at) {
-    if (p.dtype == (p.wide ? DType::f64 : DType::f32) && part.x.element == 1) {
+    if (direct(part.x, from)) {
       switch (s.vectors > 8 ? 0 : 8 * s.count + s.vectors - 1) {
         case 8 + 3:
           return forward_fixed<kRope, 1, 4>(part, i, from, at);

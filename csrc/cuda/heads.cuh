@@ -1,5 +1,6 @@
 // Device side of attention heads: a team of lanes takes a row (one head of one token) and holds it in registers, in
-// units of two pairs: four neighbours (interleaved), or two and their partners dim / 2 further on (half-split).
+// units of two pairs: four neighbours (interleaved), or two and their partners rotary / 2 further on (half-split; what
+// is not turned is paired with its neighbours).
 #pragma once
 
 #include "cuda/heads_launch.h"
@@ -21,10 +22,20 @@ template <typename T> struct Unit {
 };
 
 __device__ __forceinline__ int unit_element(const HeadsPlan& p, int u, int e) {
-  return p.interleaved ? 4 * u + e : 2 * u + (e & 1) + (e >> 1) * (p.dim / 2);
+  if (p.interleaved) return 4 * u + e;
+  const int pair = 2 * u + (e & 1), half = p.rotary / 2;
+  return pair < half ? pair + (e >> 1) * half : 2 * pair + (e >> 1);
 }
 __device__ __forceinline__ bool unit_holds(const HeadsPlan& p, int u, int e) {
   return p.interleaved ? 4 * u + e < p.dim : 2 * u + (e & 1) < p.dim / 2;
+}
+// A unit of half-split pairs lies in two packs of two: firsts and seconds, or pair by pair where it is not turned.
+__device__ __forceinline__ int second_pack(const HeadsPlan& p, int u) {
+  return 2 * u < p.rotary / 2 ? 2 * u + p.rotary / 2 : 4 * u + 2;
+}
+template <typename P> __device__ __forceinline__ void swap_inner(P& a, P& b) {
+  const auto v = a.v[1];
+  a.v[1] = b.v[0], b.v[0] = v;
 }
 __device__ __forceinline__ bool leads(const HeadsPlan& p, int e) { return p.interleaved ? !(e & 1) : e < 2; }
 
@@ -39,8 +50,9 @@ __device__ __forceinline__ Unit<T> read_unit(const HeadsPlan& p, const HeadTenso
       const auto four = load_pack<Packed<S, 4>>(from + 4 * u);
       a = {{four.v[0], four.v[1]}}, b = {{four.v[2], four.v[3]}};
     } else {
-      a = load_pack<Packed<S, 2>>(from + 2 * u);
-      b = load_pack<Packed<S, 2>>(from + p.dim / 2 + 2 * u);
+      a = load_pack<Packed<S, 2>>(from + unit_element(p, u, 0));
+      b = load_pack<Packed<S, 2>>(from + second_pack(p, u));
+      if (2 * u >= p.rotary / 2) swap_inner(a, b);
     }
     x = {{number<T>(a.v[0]), number<T>(a.v[1]), number<T>(b.v[0]), number<T>(b.v[1])}};
   } else {
@@ -60,9 +72,10 @@ __device__ __forceinline__ void write_unit(const HeadsPlan& p, const HeadTensor&
       const Packed<S, 4> four = {{stored<S>(x.v[0]), stored<S>(x.v[1]), stored<S>(x.v[2]), stored<S>(x.v[3])}};
       store_pack(to + 4 * u, four);
     } else {
-      const Packed<S, 2> a = {{stored<S>(x.v[0]), stored<S>(x.v[1])}}, b = {{stored<S>(x.v[2]), stored<S>(x.v[3])}};
-      store_pack(to + 2 * u, a);
-      store_pack(to + p.dim / 2 + 2 * u, b);
+      Packed<S, 2> a = {{stored<S>(x.v[0]), stored<S>(x.v[1])}}, b = {{stored<S>(x.v[2]), stored<S>(x.v[3])}};
+      if (2 * u >= p.rotary / 2) swap_inner(a, b);
+      store_pack(to + unit_element(p, u, 0), a);
+      store_pack(to + second_pack(p, u), b);
     }
   } else {
 #pragma unroll
@@ -85,9 +98,10 @@ template <typename T> __device__ __forceinline__ void read_angles(const HeadsPla
   const std::int64_t at = b * p.table_batch + t * p.width;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    cos.v[e] = sin.v[e] = T(0);
-    if (!unit_holds(p, u, e)) continue;
-    const std::int64_t from = at + p.entry(unit_element(p, u, e));
+    cos.v[e] = T(1), sin.v[e] = T(0);
+    const int j = unit_element(p, u, e);
+    if (j >= p.rotary) continue;  // also past the end
+    const std::int64_t from = at + p.entry(j);
     const T s = static_cast<const T*>(p.sin)[from];
     cos.v[e] = static_cast<const T*>(p.cos)[from];
     sin.v[e] = leads(p, e) ? -s : s;
@@ -144,7 +158,7 @@ inline HeadWalk head_walk(const HeadsPlan& p) {
   w.lanes = 4;
   while (w.lanes < kWarp && w.lanes * 4 < p.dim) w.lanes *= 2;
   const int size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2, per = p.interleaved ? 4 : 2;
-  w.packed = p.dim % 4 == 0;
+  w.packed = p.dim % 4 == 0 && (p.interleaved || p.rotary % 4 == 0);
   const auto whole = [&](const HeadTensor& t) {
     if (!t.data) return true;
     return t.element == 1 && t.batch % per == 0 && t.head % per == 0 && t.token % per == 0 &&

@@ -50,6 +50,13 @@ def _layer(q: Tensor, k: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tenso
     return torch.stack(found)
 
 
+def _partly(q: Tensor, k: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half of the pairs turned, the others normed alone."""
+    pairs = cos.shape[-1] // 2
+    found = qk_norm_rope(q, k, qw, kw, cos[..., :pairs], sin[..., :pairs], eps=1e-5, rotary_dim=2 * pairs)
+    return torch.stack(found)
+
+
 def _whole(heads: int, qkv: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack(qkv_norm_rope(qkv, heads, qw, kw, cos, sin, eps=1e-5, interleaved=True))
 
@@ -119,6 +126,7 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
     for name, call, arguments in (
         ("denoiser_qk_rms_rope", _rms, _heads),
         ("denoiser_qk_layer_rope", _layer, _heads),
+        ("denoiser_qk_partial_rope", _partly, _heads),
         ("denoiser_qkv_rms_rope", functools.partial(_whole, 2), _packed),
     ):
         packed = arguments is _packed

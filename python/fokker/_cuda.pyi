@@ -150,6 +150,7 @@ def heads_norm_rope(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
     out: collections.abc.Sequence[torch.Tensor],
 ) -> None: ...
 def heads_norm_rope_vjp(
@@ -161,6 +162,7 @@ def heads_norm_rope_vjp(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
     grads: collections.abc.Sequence[torch.Tensor],
     out: collections.abc.Sequence[torch.Tensor | None],
     sums: torch.Tensor | None,

@@ -67,12 +67,23 @@ def _vectors(function: str, given: dict[str, Any], x: Tensor) -> None:
             )
 
 
-def _tables(function: str, cos: Any, sin: Any, x: Tensor, batch: int, tokens: int) -> None:
+def _tables(function: str, cos: Any, sin: Any, x: Tensor, batch: int, tokens: int, rotary_dim: Any) -> int:
+    """Checks the tables; how many elements of a head are turned."""
+    dim: int = x.shape[-1]
+    if rotary_dim is not None:
+        if type(rotary_dim) is not int:
+            raise TypeError(f"{function}: rotary_dim must be an int or None, got {type(rotary_dim).__name__}")
+        if rotary_dim % 2 or not 2 <= rotary_dim <= dim:
+            raise ValueError(
+                f"{function}: rotary_dim must be even, from 2 to the head dimension {dim}, got {rotary_dim}"
+            )
+        if cos is None and sin is None:
+            raise ValueError(f"{function}: rotary_dim belongs to cos and sin, which are None")
+        dim = rotary_dim
     if cos is None and sin is None:
-        return
+        return dim
     if cos is None or sin is None:
         raise ValueError(f"{function}: cos and sin belong together, got only {'cos' if sin is None else 'sin'}")
-    dim = x.shape[-1]
     for name, t in (("cos", cos), ("sin", sin)):
         check_tensor(function, name, t, x)
         if t.requires_grad:
@@ -89,6 +100,7 @@ def _tables(function: str, cos: Any, sin: Any, x: Tensor, batch: int, tokens: in
             )
     if cos.shape != sin.shape:
         raise ValueError(f"{function}: cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have one shape")
+    return dim
 
 
 def qk_norm_rope(
@@ -104,6 +116,7 @@ def qk_norm_rope(
     norm: str | None = "rms",
     eps: float = 1e-6,
     interleaved: bool = False,
+    rotary_dim: int | None = None,
     out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Norm of queries and keys over the head dimension, then rotary embedding, in one pass over each.
@@ -122,6 +135,9 @@ def qk_norm_rope(
         cos, sin: (T, D/2), one entry a pair, or (T, D), or with B (or 1) in front; None leaves the rotation out. See
             `rope_table` and `rope_table_2d`. Constants: they take no gradient.
         norm, eps, interleaved: as above.
+        rotary_dim: r even, from 2 to D: only the first r elements of a head are turned, in pairs of their own
+            (half-split: i and i + r/2), the others are normed alone (GPT-J, GPT-NeoX, Phi); tables then have r/2 or r
+            entries.
         out: two tensors of q's and k's shapes and dtype, of any strides, to write q' and k' into; they may be q and k
             themselves (also views of packed qkv). Then no gradient is recorded.
 
@@ -130,7 +146,7 @@ def qk_norm_rope(
         float32, and rounded once; weights and tables are read in that type.
 
     Differentiable in q, k, weights and biases, any number of times; the backward saves nothing but its inputs.
-    ValueError: an odd head dimension, shapes that do not fit, eps <= 0; TypeError: dtypes and devices.
+    ValueError: an odd head or rotary dimension, shapes that do not fit, eps <= 0; TypeError: dtypes and devices.
     Source: Su et al. 2021 (arXiv 2104.09864) eq. 34; QK norm: Dehghani et al. 2023 (2302.05442), FiTv2 (2410.13925).
     """
     name = "qk_norm_rope"
@@ -146,9 +162,10 @@ def qk_norm_rope(
     _head(name, q.shape[-1])
     given = {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}
     _vectors(name, given, q)
-    _tables(name, cos, sin, q, q.shape[0], q.shape[2])
+    rotary = _tables(name, cos, sin, q, q.shape[0], q.shape[2], rotary_dim)
     kind = _norm(name, norm, given)
-    args = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved))
+    settings = kind, check_eps(name, eps), bool(interleaved), rotary
+    args = (q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, *settings)
     return ops.heads.op(*args) if out is None else _into(out, *args)
 
 
@@ -206,6 +223,7 @@ def qkv_norm_rope(
     norm: str | None = "rms",
     eps: float = 1e-6,
     interleaved: bool = False,
+    rotary_dim: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`qk_norm_rope` of the packed result of one projection; nothing is unpacked or copied first.
 
@@ -231,9 +249,9 @@ def qkv_norm_rope(
     packed = qkv.unflatten(-1, (3, heads, dim))
     given = {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}
     _vectors(name, given, packed)
-    _tables(name, cos, sin, packed, qkv.shape[0], qkv.shape[1])
+    rotary = _tables(name, cos, sin, packed, qkv.shape[0], qkv.shape[1], rotary_dim)
     kind = _norm(name, norm, given)
-    settings = (q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved))
+    settings = (q_weight, k_weight, q_bias, k_bias, cos, sin, kind, check_eps(name, eps), bool(interleaved), rotary)
     wants = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, *given.values()))
     if wants:
         return ops.packed_heads.op(packed, *settings)

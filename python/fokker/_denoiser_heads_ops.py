@@ -12,7 +12,7 @@ from ._op import Kernel, Op, native_kernels, triton_kernel
 from .reference import denoiser_heads as reference
 
 _AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? cos, Tensor? sin"
-_SETTINGS = "int norm, float eps, bool interleaved"
+_SETTINGS = "int norm, float eps, bool interleaved, int rotary"
 _TABLES = 6  # weights, biases, cos, sin
 
 
@@ -88,7 +88,7 @@ class Heads:
 
     def _vjp_reference(self, *args: Any) -> tuple[Tensor, ...]:
         wanted = args[-1]
-        found = self.formula(*args[: self.tensors], *args[-4:-1], *args[self.tensors : -4])
+        found = self.formula(*args[: self.tensors], *args[-5:-1], *args[self.tensors : -5])
         none = args[0].new_empty(0)
         return tuple(t.contiguous() if t is not None and wanted >> k & 1 else none.clone() for k, t in enumerate(found))
 
@@ -117,7 +117,7 @@ class Heads:
                 if blocks := module.heads_blocks(parts[0].shape[0] * parts[0].shape[2]):
                     workspace = torch.empty((blocks, *rows.shape), dtype=torch.float64, device=x.device)
             module.heads_norm_rope_vjp(
-                parts, weights, biases, cos, sin, *args[-4:-1], list(args[self.tensors : -4]), to, rows, workspace
+                parts, weights, biases, cos, sin, *args[-5:-1], list(args[self.tensors : -5]), to, rows, workspace
             )
             if rows is not None:  # [weight, bias] of queries and of keys
                 for k, row in enumerate((rows[0, 0], rows[1, 0], rows[0, 1], rows[1, 1])):

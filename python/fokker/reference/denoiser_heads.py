@@ -45,6 +45,16 @@ def whole_table(table: Tensor, dim: int, interleaved: bool) -> Tensor:
     return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
 
 
+def turned(x: Tensor, cos: Tensor | None, sin: Tensor | None, interleaved: bool, rotary: int) -> Tensor:
+    """Each pair of the first ``rotary`` elements turned by its token's angle, the others as they are."""
+    if cos is None or sin is None:
+        return x
+    c, s = (whole_table(t.to(x.dtype), rotary, interleaved).unsqueeze(-3) for t in (cos, sin))
+    first = x[..., :rotary]
+    y = first * c + rotated(first, interleaved) * s
+    return y if rotary == x.shape[-1] else torch.cat((y, x[..., rotary:]), -1)
+
+
 def norm_rope(
     x: Tensor,
     weight: Tensor | None,
@@ -54,18 +64,26 @@ def norm_rope(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
 ) -> Tensor:
-    """x (B, H, T, D): norm over D, weight and bias (D,), then each pair turned by its token's angle."""
+    """x (B, H, T, D): norm over D, weight and bias (D,), then the rotation of the first ``rotary`` elements."""
     wide = arithmetic(x.dtype)
     n = normalized(x.to(wide), norm, eps)
     if weight is not None:
         n = n * weight.to(wide)
     if bias is not None:
         n = n + bias.to(wide)
-    if cos is not None and sin is not None:
-        c, s = (whole_table(t.to(wide), x.shape[-1], interleaved).unsqueeze(-3) for t in (cos, sin))
-        n = n * c + rotated(n, interleaved) * s
-    return n.to(x.dtype)
+    return turned(n, cos, sin, interleaved, rotary).to(x.dtype)
+
+
+def turned_back(grad: Tensor, cos: Tensor | None, sin: Tensor | None, interleaved: bool, rotary: int) -> Tensor:
+    """The gradient in what was turned: R^T = -R."""
+    if cos is None or sin is None:
+        return grad
+    c, s = (whole_table(t.to(grad.dtype), rotary, interleaved).unsqueeze(-3) for t in (cos, sin))
+    first = grad[..., :rotary]
+    d = first * c - rotated(first * s, interleaved)
+    return d if rotary == grad.shape[-1] else torch.cat((d, grad[..., rotary:]), -1)
 
 
 def norm_rope_vjp(
@@ -77,14 +95,12 @@ def norm_rope_vjp(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients in x, weight and bias; R^T = -R undoes the turn, then the norm's own projection."""
+    """The gradients in x, weight and bias: the turn undone, then the norm's own projection."""
     wide = arithmetic(x.dtype)
-    u, dn = x.to(wide), grad.to(wide)
-    if cos is not None and sin is not None:
-        c, s = (whole_table(t.to(wide), x.shape[-1], interleaved).unsqueeze(-3) for t in (cos, sin))
-        dn = dn * c - rotated(dn * s, interleaved)
+    u, dn = x.to(wide), turned_back(grad.to(wide), cos, sin, interleaved, rotary)
     if NORMS[norm] == "layer":
         u = u - u.mean(-1, keepdim=True)
     unit = normalized(x.to(wide), norm, eps)
@@ -111,11 +127,12 @@ def qk_norm_rope(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys, each as `norm_rope`."""
     return (
-        norm_rope(q, q_weight, q_bias, cos, sin, norm, eps, interleaved),
-        norm_rope(k, k_weight, k_bias, cos, sin, norm, eps, interleaved),
+        norm_rope(q, q_weight, q_bias, cos, sin, norm, eps, interleaved, rotary),
+        norm_rope(k, k_weight, k_bias, cos, sin, norm, eps, interleaved, rotary),
     )
 
 
@@ -138,10 +155,11 @@ def qkv_norm_rope(
     norm: int,
     eps: float,
     interleaved: bool,
+    rotary: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same from packed (B, T, 3, H, D); values are copied."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    heads = qk_norm_rope(q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, norm, eps, interleaved)
+    heads = qk_norm_rope(q, k, q_weight, k_weight, q_bias, k_bias, cos, sin, norm, eps, interleaved, rotary)
     return (*heads, v.clone())
 
 
