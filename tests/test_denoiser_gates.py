@@ -365,7 +365,11 @@ def test_coefficients_kept_from_inference_serve_training():
     assert leaf.grad is not None
 
 
-X = torch.ones(2, 6)
+X, INF = torch.ones(2, 6), math.inf
+
+
+def vp(**settings):
+    return denoiser.edm_precondition_in(X, 1.0, form="vp", **settings)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +396,42 @@ X = torch.ones(2, 6)
         (ValueError, "does not record", lambda: denoiser.swiglu(X.clone().requires_grad_(), out=X[:, :3].clone())),
         (ValueError, "sigma must have one entry", lambda: denoiser.edm_precondition_in(X, torch.ones(3))),
         (ValueError, "sigma_data must be positive", lambda: denoiser.edm_precondition_in(X, 1.0, 0.0)),
+        (TypeError, "sigma_data must be a number, got str", lambda: denoiser.edm_precondition_out(X, X, 1.0, "0.5")),
+        (
+            ValueError,
+            "sigma_data must be positive and finite, got inf",
+            lambda: denoiser.edm_precondition_in(X, 1.0, INF),
+        ),
+        (TypeError, "sigma must be a tensor, got str", lambda: denoiser.edm_precondition_in(X, "1")),
+        (ValueError, "beta_d must be positive and finite, got 0", lambda: vp(beta_d=0)),
+        (TypeError, "edm_precondition_in: beta_d must be a number, got str", lambda: vp(beta_d="19.9")),
+        (ValueError, "beta_min must be at least 0, got -0.1", lambda: vp(beta_min=-0.1)),
+        (ValueError, "beta_min must be finite, got nan", lambda: vp(beta_min=math.nan)),
+        (TypeError, "beta_min must be a number, got NoneType", lambda: vp(beta_min=None)),
+        (TypeError, "steps must be an int, got float", lambda: vp(steps=1000.0)),
+        (ValueError, "steps must be at least 1, got 0", lambda: vp(steps=0)),
+        (
+            TypeError,
+            "timestep_embedding: dtype must be float16, bfloat16, float32 or float64, got torch.int32",
+            lambda: denoiser.timestep_embedding(X, 4, dtype=torch.int32),
+        ),
+        (
+            TypeError,
+            "fourier_embedding: dtype must be .*, got str 'float32'",
+            lambda: denoiser.fourier_embedding(X, X[0], dtype="float32"),
+        ),
+        (
+            TypeError,
+            "mp_fourier: dtype must be .*, got NoneType None",
+            lambda: denoiser.mp_fourier(X, X[0], X[0], dtype=None),
+        ),
+        (TypeError, "max_period must be a number, got str", lambda: denoiser.timestep_embedding(X, 4, max_period="1")),
+        (ValueError, "max_period must be positive", lambda: denoiser.timestep_embedding(X, 4, max_period=0.0)),
+        (TypeError, "scale must be a number, got list", lambda: denoiser.timestep_embedding(X, 4, scale=[1.0])),
+        (TypeError, "dim must be an int, got float", lambda: denoiser.timestep_embedding(X, 4.0)),
+        (TypeError, "phases must be a tensor, got int", lambda: denoiser.mp_fourier(X, X[0], 1)),
+        (TypeError, "t must be a number, got str", lambda: denoiser.mp_sum(X, X, "0.5")),
+        (TypeError, "eps must be a number, got str", lambda: denoiser.pixel_norm(X, eps="1")),
         (ValueError, "form must be", lambda: denoiser.edm_precondition_out(X, X, 1.0, form="ddpm")),
         (ValueError, "must have the shape of x", lambda: denoiser.edm_precondition_out(X, X[:1], 1.0)),
         (ValueError, "must be at least 1", lambda: denoiser.timestep_embedding(torch.ones(2), 1)),

@@ -330,6 +330,27 @@ X = torch.zeros(3, 4)
         (lambda: denoiser.score_difference(X, X, None), TypeError, "fake must be a tensor"),
         (lambda: denoiser.score_difference(X, X, X, kind="kl"), ValueError, "kind must be one of"),
         (lambda: denoiser.score_difference(X, X, X, floor=0.0), ValueError, "floor must be positive"),
+        (lambda: denoiser.score_difference(X, X, X, floor="1e-5"), TypeError, "floor must be a number, got str"),
+        (
+            lambda: denoiser.score_difference(X, X, X, kind="sid", alpha="1"),
+            TypeError,
+            "alpha must be a number, got str",
+        ),
+        (
+            lambda: denoiser.divergence_weight(torch.ones(3), clamp="10"),
+            TypeError,
+            "clamp must be a number or None, got",
+        ),
+        (
+            lambda: denoiser.denoising_score_matching(X, 1.0, data=X, noise=X, kind="F", sigma_data="0.5"),
+            TypeError,
+            "sigma_data must be a number, got str",
+        ),
+        (
+            lambda: denoiser.denoising_score_matching(X, 1.0, data=X, noise=X, kind="F", sigma_data=0.0),
+            ValueError,
+            "sigma_data must be positive and finite, got 0",
+        ),
         (lambda: denoiser.score_difference(X, X, X, scale=torch.ones(4)), ValueError, r"scale must be"),
         (lambda: denoiser.divergence_weight(torch.ones(3), "kl"), ValueError, "divergence must be one of"),
         (lambda: denoiser.divergence_weight(torch.ones(3, dtype=torch.int64)), TypeError, "floating-point"),

@@ -98,13 +98,23 @@ def _levels(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
     return _normal((n, 3, 4), dtype, g), _normal((n, 3, 4), dtype, g), sigma
 
 
-def _in(form: str, x: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-    y, noise = edm_precondition_in(x, sigma, form=form)
+def _in(settings: dict[str, Any], x: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
+    y, noise = edm_precondition_in(x, sigma, **settings)
     return torch.cat((y.flatten(1), noise[:, None].to(y.dtype)), 1)
 
 
 def _out(form: str, x: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
     return edm_precondition_out(x, prediction, sigma, form=form)
+
+
+def _waves(phases: bool) -> Callable[[int, torch.dtype, torch.Generator], Any]:
+    """Noise levels, and 16 frequencies (and phases) in float64, whatever the levels are."""
+
+    def make(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
+        t = _normal((max(1, size // 16),), dtype, g)
+        return t, *(_normal((16,), torch.float64, g) for _ in range(1 + phases))
+
+    return make
 
 
 def _timesteps(size: int, dtype: torch.dtype, g: torch.Generator) -> Any:
@@ -174,9 +184,12 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
             **common,
         )
     )
+    schedule = {"form": "vp", "beta_d": 11.0, "beta_min": 0.0, "steps": 3}
     # affine steps, which have rows of their own on the other backends, and the pixel norm
     composed = {
-        "precondition_in": (functools.partial(_in, "edm"), _levels, (0, 2)),
+        "precondition_in": (functools.partial(_in, {}), _levels, (0, 2)),
+        "precondition_in_vp": (functools.partial(_in, schedule), _levels, (0, 2)),
+        "precondition_out_vp": (functools.partial(_out, "vp"), _levels, (0, 1, 2)),
         "precondition_out": (functools.partial(_out, "edm"), _levels, (0, 1, 2)),
         "mp_sum": (functools.partial(magnitude.mp_sum, t=0.3), _rows(37, (37,), batch=True), (0, 1)),
         "mp_cat": (functools.partial(magnitude.mp_cat, t=0.3), _rows(37, (20,), batch=True), (0, 1)),
@@ -195,15 +208,21 @@ def add_rows(case: Callable[..., Any], add: Callable[[Any], None], half: Mapping
                 **common,
             )
         )
-    add(
-        case(
-            name="denoiser_timestep_embedding",
-            call=lambda t: embeddings.timestep_embedding(t, 16, dtype=t.dtype),
-            make=_timesteps,
-            gentle=lambda g: (torch.tensor([0.5, 3.0], dtype=torch.float64),),
-            gradients=(0,),
-            backends=("reference", "cpu", "cuda"),
-            flops=40.0,
-            **{**common, "tolerance": {torch.float64: 1e-12, torch.float32: 1e-6, **half}},
+    sinusoids = {
+        "timestep_embedding": (lambda t: embeddings.timestep_embedding(t, 16, dtype=t.dtype), _timesteps, 1),
+        "fourier_embedding": (lambda t, f: embeddings.fourier_embedding(t, f, dtype=t.dtype), _waves(False), 2),
+        "mp_fourier": (lambda t, f, p: embeddings.mp_fourier(t, f, p, dtype=t.dtype), _waves(True), 3),
+    }
+    for name, (call, make, count) in sinusoids.items():
+        add(
+            case(
+                name=f"denoiser_{name}",
+                call=call,
+                make=make,
+                gentle=_gentle(make, 32) if count > 1 else lambda g: (torch.tensor([0.5, 3.0], dtype=torch.float64),),
+                gradients=tuple(range(count)),
+                backends=("reference", "cpu", "cuda"),
+                flops=40.0,
+                **{**common, "tolerance": {torch.float64: 1e-12, torch.float32: 1e-6, **half}},
+            )
         )
-    )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._denoiser_heads import check_tensor
+from ._denoiser_heads import check_number, check_positive, check_tensor
 from ._elementwise import FLOATS
 from ._op import _PLAIN, _dispatch_depth, _forward_ad, _functorch_level, _is_compiling
 from ._sde_step import _MODULES
@@ -24,12 +23,10 @@ from .reference import denoiser_heads as reference
 __all__ = ["fourier_embedding", "mp_fourier", "timestep_embedding"]
 
 
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # math.isfinite of a traced number breaks the graph
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+def _dtype(function: str, dtype: Any) -> None:
+    if dtype not in FLOATS:
+        seen = dtype if isinstance(dtype, torch.dtype) else f"{type(dtype).__name__} {dtype!r}"
+        raise TypeError(f"{function}: dtype must be float16, bfloat16, float32 or float64, got {seen}")
 
 
 def _levels(function: str, t: Any) -> Tensor:
@@ -98,13 +95,13 @@ def timestep_embedding(
     at = _levels("timestep_embedding", t)
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"timestep_embedding: dim must be an int, got {type(dim).__name__}")
-    half, shift = dim // 2, _number("timestep_embedding: downscale_freq_shift", downscale_freq_shift)
+    half, shift = dim // 2, check_number("timestep_embedding: downscale_freq_shift", downscale_freq_shift)
     if dim < 2 or half <= shift:
         raise ValueError(f"timestep_embedding: dim // 2 must be at least 1 and above downscale_freq_shift, got {dim}")
-    if _number("timestep_embedding: max_period", max_period) <= 0:
-        raise ValueError(f"timestep_embedding: max_period must be positive, got {max_period}")
-    factor = _number("timestep_embedding: scale", scale)
-    if (module := _module(at)) is not None and dtype in FLOATS:
+    check_positive("timestep_embedding: max_period", max_period)
+    _dtype("timestep_embedding", dtype)
+    factor = check_number("timestep_embedding: scale", scale)
+    if (module := _module(at)) is not None:
         turns = _turns_of(half, max_period, half - shift, factor, at.device)
         return _waves(module, at, turns, None, dim, 0 if flip_sin_to_cos else 1, 1.0, dtype)
     phase = factor * at[..., None] * _frequencies(half, max_period, half - shift, at.device)
@@ -119,6 +116,7 @@ def _features(
 ) -> Tensor:
     """Checked; order 0: [cos, sin], 1: [sin, cos], 2: cos alone."""
     at = _levels(function, t)
+    _dtype(function, dtype)
     given = {"frequencies": frequencies} if order < 2 else {"frequencies": frequencies, "phases": phases}
     for name, value in given.items():
         check_tensor(function, name, value, at)
@@ -129,7 +127,7 @@ def _features(
         raise ValueError(f"{function}: frequencies and phases must have one shape, got {shapes}")
     turns = [v.double() for v in given.values()]
     count = frequencies.shape[0]
-    if (module := _module(at, *given.values())) is not None and dtype in FLOATS:
+    if (module := _module(at, *given.values())) is not None:
         shifts = turns[1].contiguous() if order == 2 else None
         width = count if order == 2 else 2 * count
         return _waves(module, at, turns[0].contiguous(), shifts, width, order, gain, dtype)

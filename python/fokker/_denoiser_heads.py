@@ -33,13 +33,27 @@ def check_tensor(function: str, name: str, t: Any, like: Tensor | None = None) -
     return t
 
 
+def check_number(name: str, value: Any) -> float:
+    """A finite number, or an error that names it."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:  # math.isfinite of a traced number breaks the graph
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A positive, finite number, or an error that names it."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
 def check_eps(function: str, eps: Any) -> float:
     """A positive, finite number."""
-    if not isinstance(eps, numbers.Real) or isinstance(eps, bool):
-        raise TypeError(f"{function}: eps must be a number, got {type(eps).__name__}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"{function}: eps must be positive and finite, got {eps}")
-    return float(eps)
+    return check_positive(f"{function}: eps", eps)
 
 
 def _norm(function: str, norm: Any, given: dict[str, Any]) -> int:

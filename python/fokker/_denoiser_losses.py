@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _denoiser_losses_direct as direct
 from . import _denoiser_losses_ops as ops
+from ._denoiser_heads import check_positive
 from ._denoiser_losses_arguments import REDUCTIONS, check_batch, check_choice, elements, reduced, rows_of
 
 __all__ = ["denoising_score_matching", "multiplicative_score_matching"]
@@ -122,8 +123,7 @@ def denoising_score_matching(
     x = check_batch({"prediction": prediction, **{k: v for k, v in given.items() if v is not None}})
     if kind == "F" and (isinstance(alpha, Tensor) or alpha != 1):
         raise ValueError("kind 'F' is defined for alpha = 1 (scale x_t and sigma by 1 / alpha)")
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    check_positive("sigma_data", sigma_data)
     named = {"prediction": x, **{k: t for k, t in given.items() if t is not None}}
     module = direct.module_for(tuple(named.values()), (sigma, alpha, weight), reduction)
     with direct.quiet(module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import _denoiser_losses_direct as direct
 from . import _denoiser_losses_ops as ops
+from ._denoiser_heads import check_number, check_positive
 from ._denoiser_losses_arguments import REDUCTIONS, check_batch, check_choice, elements, reduced, rows_of
 
 __all__ = ["DIVERGENCES", "divergence_weight", "score_difference"]
@@ -71,6 +73,8 @@ def divergence_weight(
         seen = getattr(log_ratio, "dtype", type(log_ratio).__name__)
         raise TypeError(f"log_ratio must be a floating-point tensor, got {seen}")
     if clamp is not None:
+        if not isinstance(clamp, numbers.Real) or isinstance(clamp, bool):
+            raise TypeError(f"clamp must be a number or None, got {type(clamp).__name__}")
         if not clamp > 0:
             raise ValueError(f"clamp must be positive or None, got {clamp}")
         log_ratio = log_ratio.clamp(-clamp, clamp)
@@ -132,22 +136,23 @@ def score_difference(
     check_choice(kind, "kind", ("vsd", "sid", "sim"))
     check_choice(reduction, "reduction", REDUCTIONS)
     check_batch({"y": y, "teacher": teacher, "fake": fake})
-    if not floor > 0:
-        raise ValueError(f"floor must be positive, got {floor}")
+    check_positive("floor", floor)
+    if not isinstance(alpha, Tensor):
+        check_number("alpha", alpha)
     if kind == "vsd":
         teacher, fake = teacher.detach(), fake.detach()
-    vectors, numbers = (y, teacher, fake), (alpha, weight, scale)
-    module = direct.module_for(vectors, numbers[: 2 if scale is None else 3], reduction, (0, 1, 2))
+    vectors, given = (y, teacher, fake), (alpha, weight, scale)
+    module = direct.module_for(vectors, given[: 2 if scale is None else 3], reduction, (0, 1, 2))
     with direct.quiet(module):
-        return _difference(vectors, numbers, kind, floor, reduction, module)
+        return _difference(vectors, given, kind, floor, reduction, module)
 
 
 def _difference(
-    vectors: Sequence[Tensor], numbers: Sequence[Any], kind: str, floor: float, reduction: str, module: Any = None
+    vectors: Sequence[Tensor], given: Sequence[Any], kind: str, floor: float, reduction: str, module: Any = None
 ) -> Tensor:
     """The loss by the registered op, or by a compiled module at once."""
     x, n = vectors[0], elements(vectors[0])
-    alpha, weight, scale = numbers
+    alpha, weight, scale = given
     h = direct.number(weight, "weight", x, module)
     rows: list[tuple[Any, ...]]
     if kind == "vsd":  # p = D_f - D_r, q = y
@@ -177,7 +182,7 @@ def _difference(
             # h^2 Delta^2 / (2 w^2), of which one h / w is without what the reduction multiplies by
             return direct.total(0.5 / part * share**2 * sums[:, 0], reduction, vectors)
 
-        return direct.loss(make, lambda v, m: _difference(v, m, kind, floor, reduction), vectors, numbers)
+        return direct.loss(make, lambda v, m: _difference(v, m, kind, floor, reduction), vectors, given)
     squares, product, absolute = ops.forms(*vectors, None, rows_of(rows, x), pattern)
     if scale is None:
         w = (absolute.detach() / n).clamp(min=floor)

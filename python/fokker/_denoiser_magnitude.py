@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._denoiser_embeddings import _number, row
-from ._denoiser_heads import check_eps, check_tensor
+from ._denoiser_embeddings import row
+from ._denoiser_heads import check_eps, check_number, check_tensor
 from ._op import Kernel, Op, native_kernels
 from ._sde_step import affine_step
 from .reference import denoiser_heads as reference
@@ -19,7 +19,7 @@ __all__ = ["mp_cat", "mp_sum", "pixel_norm"]
 
 
 def _share(function: str, t: Any) -> float:
-    share = _number(f"{function}: t", t)
+    share = check_number(f"{function}: t", t)
     if not 0 <= share <= 1:
         raise ValueError(f"{function}: t must be in [0, 1], got {t}")
     return share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._denoiser_embeddings import _plain, row
-from ._denoiser_heads import check_tensor
+from ._denoiser_heads import check_number, check_positive, check_tensor
 from ._sde_step import affine_step
 from .reference.denoiser_heads import arithmetic
 
@@ -24,10 +23,7 @@ def _level(function: str, sigma: Any, x: Tensor, sigma_data: Any, form: Any) -> 
     """A number, or a float64 tensor (batch,), (1,) or ()."""
     if form not in FORMS:
         raise ValueError(f"{function}: form must be 'edm', 'vp' or 've', got {form!r}")
-    if not isinstance(sigma_data, numbers.Real) or isinstance(sigma_data, bool):
-        raise TypeError(f"{function}: sigma_data must be a number, got {type(sigma_data).__name__}")
-    if not 0 < sigma_data < math.inf:
-        raise ValueError(f"{function}: sigma_data must be positive and finite, got {sigma_data}")
+    check_positive(f"{function}: sigma_data", sigma_data)
     if isinstance(sigma, numbers.Real) and not isinstance(sigma, bool):
         return float(sigma)
     check_tensor(function, "sigma", sigma, x)
@@ -98,6 +94,13 @@ def edm_precondition_in(
     if not x.dim():
         raise ValueError(f"{name}: x must have shape (batch, ...), got a 0-dimensional tensor")
     s = _level(name, sigma, x, sigma_data, form)
+    check_positive(f"{name}: beta_d", beta_d)
+    if check_number(f"{name}: beta_min", beta_min) < 0:
+        raise ValueError(f"{name}: beta_min must be at least 0, got {beta_min}")
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"{name}: steps must be an int, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"{name}: steps must be at least 1, got {steps}")
     level = s if isinstance(s, Tensor) else torch.full((), s, dtype=torch.float64, device=x.device)
     if form == "edm":
         c_in = (level.square() + sigma_data**2).rsqrt()
