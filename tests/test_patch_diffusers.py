@@ -1,5 +1,8 @@
 """`fokker.patch` held against diffusers' own transformers and U-Nets, forward and backward."""
 
+import copy
+import pickle
+
 import patch_models
 import pytest
 import torch
@@ -19,8 +22,8 @@ WANTED = {
             "RMSNorm"},
     "Flux": {"FluxTransformerBlock", "FluxSingleTransformerBlock", "FluxAttention", "AdaLayerNormZeroSingle"},
     "Sana": {"SanaTransformerBlock", "GLUMBConv", "SanaModulatedNorm", "RMSNorm"},
-    "U-Net with cross-attention": {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU"},
-    "U-Net with modulated norms": {"ResnetBlock2D"},
+    "U-Net with cross-attention": {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU", "SiLU"},
+    "U-Net with modulated norms": {"ResnetBlock2D", "SiLU"},
 }  # fmt: skip
 
 
@@ -83,6 +86,57 @@ def test_checkpointing_and_chunks():
     model.transformer_blocks[0].set_chunk_feed_forward(2, 1)
     chunked = run(model, args, kwargs)
     assert rms(chunked[0], {"out": want[0]["out"].double()}) < 1e-6
+
+
+def last_norms():
+    from diffusers.models.autoencoders import vae
+
+    small = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False}
+    for cls, channels in ((vae.Encoder, 3), (vae.Decoder, 4)):
+        yield cls(channels, 4, **small).eval(), (torch.randn(2, channels, 8, 8),)
+    yield patch_models.made(patch_models.DIFFUSERS["U-Net with modulated norms"])[:2]
+
+
+def test_last_norms():
+    """The last norm of U-Nets and autoencoders lets its input through, the SiLU after it does both; or neither does."""
+    for model, args in last_norms():
+        norm, act, state = model.conv_norm_out, model.conv_act, list(model.state_dict())
+        x = torch.randn(2, 8, 4, 4)
+
+        def run(model=model, args=args):
+            out = model(*args)
+            return out if isinstance(out, torch.Tensor) else out.sample
+
+        def as_torch_does(norm=norm, act=act, x=x):
+            first, second = torch.equal(norm(x), type(norm).forward(norm, x)), torch.nn.functional.silu(x)
+            return first and torch.equal(act(x), second)
+
+        want = run()
+        report = patch.apply(model)
+        assert report.replaced["conv_act"] == "group norm and SiLU"
+        assert report.kept["conv_norm_out"] == "in a fused module"
+        assert list(model.state_dict()) == state and patch.apply(model).replaced == report.replaced
+        assert norm(x) is x and torch.allclose(act(x), torch.nn.functional.silu(type(norm).forward(norm, x)), atol=1e-5)
+        found = patch.verify(model, *args, gradients=True, show=False)
+        assert "conv_act" in found.largest and found.worst < 1e-5 and max(found.gradients.values()) < 1e-5
+        assert norm(x) is x  # as it was before
+        twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+        assert twin.conv_act.forward.args == (twin.conv_act, twin) and torch.equal(run(twin), run())
+        handle = norm.register_forward_hook(lambda m, args, out: None)  # who would see what it does not compute
+        assert torch.allclose(run(), want, atol=1e-4) and as_torch_does()
+        handle.remove()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert as_torch_does()
+        model.conv_act = torch.nn.Identity()
+        assert as_torch_does()
+        model.conv_act = act
+        compiled = torch.compile(torch.nn.Sequential(norm, act), fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x), act(norm(x)))
+        patch.remove(model)
+        assert torch.equal(run(), want) and as_torch_does() and "forward" not in norm.__dict__ | act.__dict__
+        model.other = act  # called elsewhere too
+        assert "conv_act" not in patch.apply(model).replaced and as_torch_does()
+        patch.remove(model)
 
 
 def test_parts():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._patch_rules import HALVES, class_name, is_layer_norm, plain, quiet, ready, ready_gate, rule
+from ._patch_rules import HALVES, class_name, is_layer_norm, is_ours, ours, plain, quiet, ready, ready_gate, rule
 from .denoiser import geglu, gelu_tanh, group_norm_silu, layer_norm_modulate, rms_norm_modulate, silu_gate, swiglu
 
 DIFFUSERS = "diffusers.models.normalization."
@@ -101,6 +101,41 @@ def group_norm_then_silu(
         end = (..., *(None,) * (x.dim() - 2))
         y = y * (1 + scale[end]) + shift[end]
     return act(y)
+
+
+#: classes that call their module ``conv_act`` on nothing but what ``conv_norm_out`` gave
+_LAST_PAIR = (
+    "diffusers.models.unets.unet_2d.UNet2DModel",
+    "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel",
+    "diffusers.models.autoencoders.vae.Encoder",
+    "diffusers.models.autoencoders.vae.Decoder",
+)
+
+
+def last_pair(model: Any) -> tuple[Any, Any] | None:
+    """The group norm and SiLU that end a model, two modules that its forward calls one after the other."""
+    if class_name(model) not in _LAST_PAIR:
+        return None
+    norm, act = model.conv_norm_out, model.conv_act
+    return (norm, act) if is_group_norm(norm) and type(act) is nn.SiLU else None
+
+
+def _pair_ready(model: Any, x: Any) -> bool:
+    """The same of the norm's input and of its result, so that both modules decide alike."""
+    pair = last_pair(model)
+    if pair is None or not (is_ours(pair[0]) and is_ours(pair[1]) and quiet(*pair) and _groups_ready(pair[0], x)):
+        return False
+    return not torch.is_autocast_enabled(x.device.type)  # which would change the dtype between them
+
+
+@ours
+def left_to_the_activation(self: Any, model: Any, x: Tensor) -> Tensor:
+    return x if _pair_ready(model, x) else plain(self, x)
+
+
+@ours
+def norm_and_activation(self: Any, model: Any, x: Tensor) -> Tensor:
+    return group_norm_then_silu(model.conv_norm_out, self, x) if _pair_ready(model, x) else plain(self, x)
 
 
 def _has_pair(module: Any) -> str | None:

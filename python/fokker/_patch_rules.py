@@ -65,10 +65,10 @@ def plain(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return forward(module, *args, **kwargs)  # type: ignore[operator]
 
 
-def put(module: nn.Module, forward: Forward) -> None:
-    """Gives the module a forward of ours."""
+def put(module: nn.Module, forward: Forward, *more: Any) -> None:
+    """Gives the module a forward of ours, which takes the module, ``more`` and then what its class's takes."""
     module._fokker_plain = type(module).forward  # type: ignore[assignment]
-    module.forward = partial(forward, module)
+    module.forward = partial(forward, module, *more)
 
 
 def take(module: nn.Module) -> None:

@@ -5,10 +5,11 @@ r"""Fused layers put into a model that exists, and taken out again: the model ke
     patch.verify(model, *inputs)  # both ways, the largest difference of each module
     patch.remove(model)
 
-`apply` gives instances of known classes another ``forward``: RMS norms, group norms with a SiLU after them, diffusers'
-adaptive norms, gates and activations, its transformer blocks (DiT, PixArt, SD3, Flux, Sana, and those inside U-Nets),
-attention with normed queries and keys (Flux, SD3, timm), residual blocks of U-Nets, timm's blocks, and blocks of the
-plain forms of DiT, FiT and EDM's U-Nets. A layer or group norm that stands alone is one pass in torch too, and stays.
+`apply` gives instances of known classes another ``forward``: RMS norms, group norms with a SiLU after them (also the
+last of diffusers' U-Nets and autoencoders), diffusers' adaptive norms, gates and activations, its transformer blocks
+(DiT, PixArt, SD3, Flux, Sana, and those inside U-Nets), attention with normed queries and keys (Flux, SD3, timm),
+residual blocks of U-Nets, timm's blocks, and blocks of the plain forms of DiT, FiT and EDM's U-Nets. A layer or group
+norm that stands alone is one pass in torch too, and stays.
 State dict, parameters, hooks, types and signatures stay. A forward that somebody else replaced is left alone, and where
 the fused ops would not compute what torch does (another dtype, a hook on a layer that a fused block does not call,
 half-precision streams under autocast), a replaced module does what its class does. A model that nothing is known of is
@@ -29,6 +30,7 @@ from torch import nn
 
 from . import _patch_attention, _patch_blocks, _patch_norms  # noqa: F401  (they register their rules)
 from ._patch_forms import form_of, refused
+from ._patch_norms import last_pair, left_to_the_activation, norm_and_activation
 from ._patch_rules import RULES, class_name, foreign, is_ours, put, take
 from ._patch_verify import Verification, compare
 
@@ -87,20 +89,24 @@ def apply(model: nn.Module) -> Report:
     no module.
     """
     _check(model)
-    report, held = Report(), {}
+    report, held, pairs = Report(), {}, {}
     for name, module in model.named_modules():
         report.modules += 1
-        found = _decide(module, held)
+        pairs.update(_pair(module))
+        found = pairs.get(module) or _decide(module, held)
         if found is None:
             continue
-        forward, text = found
+        forward, text, *more = found
         report.classes[name] = type(module).__name__
-        if forward is None:  # modules come after those they are in
+        if more and forward is left_to_the_activation:
+            report.kept[name] = text
+            put(module, forward, *more)
+        elif forward is None:  # modules come after those they are in
             inside = text == _ALONE and name.rpartition(".")[0] in report.replaced
             report.kept[name] = "in a fused module" if inside and name else text
         else:
             report.replaced[name] = text
-            put(module, forward)
+            put(module, forward, *more)
     return report
 
 
@@ -157,19 +163,33 @@ def verify(model: nn.Module, *args: Any, gradients: bool = False, show: bool = T
 
 
 def _ours(model: nn.Module) -> dict[nn.Module, Any]:
-    return {m: m.forward.func for m in model.modules() if is_ours(m)}  # type: ignore[union-attr]
+    return {m: m.forward for m in model.modules() if is_ours(m)}
 
 
 def _restore(model: nn.Module, before: dict[nn.Module, Any]) -> None:
     """The model with the forwards of ours that it had before, and no others of ours."""
     remove(model)
     for module, forward in before.items():
-        put(module, forward)
+        put(module, forward.func, *forward.args[1:])
 
 
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _pair(model: nn.Module) -> dict[nn.Module, tuple[Any, ...]]:
+    """What becomes of the last norm and activation of a model that is known to call them one after the other."""
+    pair = last_pair(model)
+    if pair is None or any(foreign(m) for m in pair):
+        return {}
+    norm, act = pair
+    if sum(m is norm or m is act for _, m in model.named_modules(remove_duplicate=False)) > 2:
+        return {}  # one of them has another place too
+    return {
+        norm: (left_to_the_activation, "in a fused module", model),
+        act: (norm_and_activation, "group norm and SiLU", model),
+    }
 
 
 def _decide(module: nn.Module, held: dict[Any, str | None]) -> tuple[Callable[..., Any] | None, str] | None:
