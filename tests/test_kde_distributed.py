@@ -13,8 +13,9 @@ from fokker import kde
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 PROCESSES = 4
 OUTPUTS = ("log_prob", "score", "laplacian", "effective_sample_size")
+NEAREST = ("nearest", "nearest_distance")
 #: kernel, shards that have data, outputs
-CASES = (("gaussian", 4, OUTPUTS), ("gaussian", 3, OUTPUTS), ("epanechnikov", 4, OUTPUTS[:2]))
+CASES = (("gaussian", 4, OUTPUTS), ("gaussian", 3, OUTPUTS), ("epanechnikov", 4, OUTPUTS[:2]), ("gaussian", 3, NEAREST))
 
 
 def problem():
@@ -58,8 +59,11 @@ def test_shards_of_four_processes():
             process.join(timeout=60)
             assert process.exitcode == 0
     x, y, w = problem()
-    for case, (kernel, _, outputs) in enumerate(CASES):
+    for case, (kernel, shards, outputs) in enumerate(CASES):
         want = kde.evaluate(x, y, 0.7, weights=w, kernel=kernel, outputs=outputs)
+        if "nearest" in outputs:  # numbered shard after shard
+            order = torch.cat([torch.arange(len(y))[rank::shards] for rank in range(shards)])
+            want["nearest"] = torch.argsort(order)[want["nearest"]]
         for rank in range(PROCESSES):
             found, total = results[rank][case]
             assert total == pytest.approx(float(w.sum()), rel=1e-14)

@@ -247,12 +247,15 @@ def registration_arguments(name: str):
         "gaussian_joint": (unit, unit[:3], k[:5].expand(1, 5), k[:3], False, True),
         "gaussian_pull": (torch.outer(k[:3], k), unit, unit[:3], unit[:3], unit[3:]),
         "gaussian_moments": (torch.outer(k[:3], k), unit, unit[:3], True),
+        "gaussian_levels": (unit, k, k, k[:3], unit[:3], unit[:3].square(), None, None, 15),
         "denoiser_mp_cat": (unit, unit[:, :2] + 1, 0.7, 0.8, 1),
         "denoiser_mp_cat_vjp": (unit, 0.7, 0.8, 1, 2),
         "denoiser_pixel_norm": (unit, 1, 0.1),
         "denoiser_pixel_norm_vjp": (unit, unit.flip(0), 1, 0.1),
         "pair_distances": (unit[None], unit[None, :4] + 0.1, k[None, :4], True),
     }
+    if name == "kde_nearest":
+        return unit[None], unit[None, :4] + 0.1, 0, False
     if name.startswith("kde_"):
         return density_arguments(name, unit)
     if name.startswith("sde_"):

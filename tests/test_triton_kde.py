@@ -12,6 +12,7 @@ from interpreting import DEVICE, IN_A_PROCESS, RUNS, run_in_a_process
 import fokker
 from fokker import _kde_ops as ops
 from fokker import kde
+from fokker._kde_nearest import nearest_index
 from fokker.reference import kde as reference
 
 pytest.importorskip("triton")
@@ -48,6 +49,24 @@ def check(x, y, h, bias=None, values=None, kernel="gaussian", outputs=0, exclude
         if w.numel():
             rtol = share * (1e-5 if single else 1e-12)
             torch.testing.assert_close(g, w, rtol=rtol, atol=rtol * float(w.abs().max()))
+
+
+@RUNS
+@pytest.mark.parametrize("absolute", [False, True])
+def test_nearest(absolute):
+    """Tails of both blocks, equal data, one datum left out, a NaN on either side, infinity; nothing to find."""
+    for (batch, n, m, d), dtype in (((1, 70, 40, 3), F64), ((2, 5, 9, 17), F32), ((1, 1, 1, 1), F64)):
+        x, y = torch.randn(batch, n, d, dtype=dtype), torch.randn(batch, m, d, dtype=dtype)
+        y[:, m // 2] = y[:, 0] = x[:, 0]
+        if m > 8:
+            x[:, 2, 0], y[:, 3, 0], y[:, 4, 0] = NAN, NAN, INF
+        for exclude in (ops.NOTHING, 0, -2):
+            want = nearest_index.reference(x, y, exclude, absolute)
+            with fokker.use_backend("triton"):
+                got = nearest_index(x.to(DEVICE), y.to(DEVICE), exclude, absolute)
+            assert torch.equal(got.cpu(), want)
+    with fokker.use_backend("triton"):
+        assert nearest_index(x.to(DEVICE), y[:, :0].to(DEVICE), ops.NOTHING, absolute).tolist() == [[-1]]
 
 
 def case(n, m, d, dtype, batch=1, along="one"):

@@ -41,6 +41,7 @@ from fokker.triton_kernels import (
     kde,
     kde_pairs,
     losses,
+    nearest,
     norms,
     norms_vjp,
     particles,
@@ -151,6 +152,11 @@ def variants(gradient_parts: bool) -> Iterator[Variant]:
         operands = ("x", "y", "weight", "sums", "slope")
         name = f"distance sums{' and slopes' if slope else ''}"
         yield Variant(name, "distance", distance.distance_kernel, torch.float64, operands, {"SLOPE": slope})
+    for dtype in DTYPES:
+        for absolute in (False, True):
+            constants = {"EXCLUDE": True, "ABSOLUTE": absolute}
+            name = f"nearest{' by magnitudes' if absolute else ''}"
+            yield Variant(name, "distance", nearest.nearest_kernel, dtype, ("x", "y"), constants, {"index": "*i64"})
     yield Variant(
         "bessel_value log_iv 4-d", "bessel_value", bessel.bessel_kernel, torch.float32, pointers,
         {"DIMS": 4, "F": 0, "ORDER": 0, "FIRST": True, "SECOND": False},

@@ -91,6 +91,7 @@ struct Cpu {
   }
   static constexpr bool adjacent_queries = false;
   static void distance_sums(const fokker::DistanceSums& p, Guard&) { cpu::distance_sums(p); }
+  template <typename T> static void nearest_data(const fokker::NearestData& p, Guard&) { cpu::nearest_data<T>(p); }
   template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard&) {
     cpu::gaussian_joint<T>(p);
   }

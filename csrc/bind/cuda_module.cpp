@@ -101,6 +101,9 @@ struct Cuda {
   }
   static constexpr bool adjacent_queries = true;
   static void distance_sums(const fokker::DistanceSums& p, Guard& g) { cuda::distance_sums(p, g.stream); }
+  template <typename T> static void nearest_data(const fokker::NearestData& p, Guard& g) {
+    cuda::nearest_data<T>(p, g.stream);
+  }
   template <typename T> static void gaussian_joint(const fokker::GaussianJoint& p, Guard& g) {
     cuda::gaussian_joint<T>(p, g.stream);
   }

@@ -7,6 +7,7 @@
 
 #include "bind/torch_caster.h"
 #include "common/check.h"
+#include "common/dispatch.h"
 #include "common/distance_plan.h"
 
 namespace fokker::bind {
@@ -42,9 +43,38 @@ template <typename Backend> void distance_sums(const TensorView& x, const Tensor
   without_gil(p.batch * p.n * p.m * (p.d + 1), [&] { Backend::distance_sums(p, guard); });
 }
 
+template <typename Backend> void nearest_data(const TensorView& x, const TensorView& y, const TensorView& index,
+                                              std::int64_t exclude, bool absolute) {
+  constexpr int points = Backend::adjacent_queries ? 2 : 1, coordinates = 3 - points;
+  const auto check = [&](const TensorView& t, const char* name, int ndim, DType dtype) {
+    check_ndim(t, name, ndim);
+    check_device(t, name, Backend::device);
+    if (t.device_id != x.device_id) raise<TypeError>(name, " and x must be on one device");
+    check_dtype(t, name, dtype);
+    check_contiguous(t, name);
+    if (t.shape[0] != x.shape[0])
+      raise<ValueError>(name, " ", shape_of(t), " and x ", shape_of(x), " must have one batch");
+  };
+  check(x, "x", 3, x.dtype);
+  check(y, "y", 3, x.dtype);
+  check(index, "index", 2, DType::i64);
+  NearestData p;
+  p.batch = x.shape[0], p.n = x.shape[points], p.d = x.shape[coordinates], p.m = y.shape[1];
+  if (y.shape[2] != p.d || index.shape[1] != p.n)
+    raise<ValueError>("x ", shape_of(x), ", y ", shape_of(y), " and index ", shape_of(index), " do not fit");
+  p.exclude = exclude, p.absolute = absolute;
+  p.x = x.data, p.y = y.data, p.index = index.ptr<std::int64_t>();
+  typename Backend::Guard guard(x);
+  dispatch_float(x.dtype, "x", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    without_gil(p.batch * p.n * p.m * (p.d + 1), [&] { Backend::template nearest_data<T>(p, guard); });
+  });
+}
+
 template <typename Backend> void bind_distance_ops(py::module_& m) {
   using py::arg;
   m.def("distance_sums", &distance_sums<Backend>, arg("x"), arg("y"), arg("weight"), arg("sum"), arg("slope"));
+  m.def("nearest_data", &nearest_data<Backend>, arg("x"), arg("y"), arg("index"), arg("exclude"), arg("absolute"));
 }
 
 }  // namespace fokker::bind

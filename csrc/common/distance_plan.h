@@ -15,4 +15,15 @@ struct DistanceSums {
   double* slope = nullptr;                                     // (batch, n, d), or null
 };
 
+// index_i = the first j that makes |x_i - y_j| least (squared or, if absolute, the sum of |.|), j != i + exclude; -1
+// where no distance is below infinity: no data, or a NaN in x_i. Contiguous, all of one type; on the GPU x is
+// (batch, d, n).
+struct NearestData {
+  std::int64_t batch = 0, n = 0, m = 0, d = 0;
+  std::int64_t exclude = INT64_MIN;  // INT64_MIN: nothing
+  bool absolute = false;
+  const void *x = nullptr, *y = nullptr;  // (batch, n, d), (batch, m, d)
+  std::int64_t* index = nullptr;          // (batch, n)
+};
+
 }  // namespace fokker

@@ -1,4 +1,4 @@
-// Threads around the kernel of sums of distances.
+// Threads around the kernels of distances.
 #include "cpu/distance.h"
 
 #include <algorithm>
@@ -17,5 +17,15 @@ void distance_sums(const DistanceSums& p) {
   parallel_for(p.batch * ((p.n + tile - 1) / tile), std::max<std::int64_t>(1, 65536 / work),
                [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
 }
+
+template <typename T> void nearest_data(const NearestData& p) {
+  const auto kernel = FK_PER_ISA(nearest_tiles, T);
+  const std::int64_t tile = FK_PER_ISA(nearest_tile, T)(nullptr);
+  const std::int64_t work = tile * std::max<std::int64_t>(p.m * (p.d + 4), 1);
+  parallel_for(p.batch * ((p.n + tile - 1) / tile), std::max<std::int64_t>(1, 65536 / work),
+               [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end); });
+}
+template void nearest_data<float>(const NearestData& p);
+template void nearest_data<double>(const NearestData& p);
 
 }  // namespace fokker::cpu

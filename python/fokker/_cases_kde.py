@@ -40,9 +40,8 @@ def _kde_case(name: str, call: Callable[..., Tensor], dim: int, kernel: str, **s
             # float32 at "highest": 4e-7 |log p| + 2e-6 nats; in half precision its rounding besides
             tolerance={torch.float64: 1e-12, torch.float32: 2.4e-6, **{k: 2 * v for k, v in HALF.items()}},
             gentle=functools.partial(_gentle_cloud, h=6.0 if kernel in ("epanechnikov", "linear") else 1.3),
-            gradients=(0, 1, 2),
             elementwise=False,
-            **{"order": order, "flops": 500 * (2.0 * dim + 20.0), **settings},
+            **{"gradients": (0, 1, 2), "order": order, "flops": 500 * (2.0 * dim + 20.0), **settings},
         )
     )
 
@@ -64,6 +63,14 @@ _kde_case(
     lambda x, y, h: kde.evaluate(x, y, h, outputs=("laplace_factor",))["laplace_factor"],
     3,
     "gaussian",
+)
+_kde_case(
+    "kde_nearest_distance",
+    lambda x, y, h: kde.evaluate(x, y, h, outputs=("nearest_distance",))["nearest_distance"],
+    3,
+    "gaussian",
+    gradients=(0, 1),
+    flops=500 * 9.0,
 )
 _kde_case(
     "kde_kernel_sum",

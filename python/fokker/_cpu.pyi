@@ -205,6 +205,7 @@ def loss_lognormal(
     out: torch.Tensor | None,
     partial: torch.Tensor | None,
 ) -> None: ...
+def nearest_data(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, exclude: int, absolute: bool) -> None: ...
 def norm_modulate(
     x: torch.Tensor,
     branch: torch.Tensor | None,

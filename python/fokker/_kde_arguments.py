@@ -280,6 +280,6 @@ def arrange(
 
 
 def restore(c: Call, value: Tensor) -> Any:
-    """A result in the batch shape and dtype of the call, as NumPy where it came as NumPy."""
-    value = value.to(c.dtype).reshape(*c.batch, *value.shape[1:])
+    """A result in the batch shape and dtype (indices: as they are), as NumPy where the call came as NumPy."""
+    value = (value.to(c.dtype) if value.is_floating_point() else value).reshape(*c.batch, *value.shape[1:])
     return value.detach().numpy() if c.numpy else value

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from ._kde_arguments import Call, arrange, host_may_look, restore
+from ._kde_nearest import NAMES as NEAREST
+from ._kde_nearest import nearest
 from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
 
 KERNELS = (
     "gaussian", "laplace", "exponential", "matern32", "matern52", "student_t", "cauchy", "epanechnikov", "tophat",
     "linear", "cosine", "vmf",
 )  # fmt: skip
-OUTPUTS = ("log_prob", "score", "posterior_mean", "laplacian", "effective_sample_size", "laplace_factor")
+#: sums over all data, from one pass
+SUMS = ("log_prob", "score", "posterior_mean", "laplacian", "effective_sample_size", "laplace_factor")
+OUTPUTS = (*SUMS, *NEAREST)
 
 
 def evaluate(
@@ -32,6 +36,14 @@ def evaluate(
 ) -> dict[str, Any]:
     check_outputs(outputs, kernel)
     c = arrange("kde", x, data, bandwidth, weights, kernel, nu, exclude_self, precision, KERNELS)
+    summed = tuple(name for name in outputs if name not in NEAREST)
+    found = _summed(c, summed, outside) if summed else {}
+    if len(summed) < len(outputs):
+        found |= nearest(c)
+    return {name: restore(c, found[name]) for name in outputs}
+
+
+def _summed(c: Call, outputs: tuple[str, ...], outside: float) -> dict[str, Tensor]:
     if "laplacian" in outputs:
         c = c.widened()
     per_datum = c.bandwidth.shape[2] != 1
@@ -55,8 +67,7 @@ def evaluate(
         parts = c.sums(mask)
         if "posterior_mean" in outputs and per_datum:
             posterior = posterior_sums(c, VALUES)[1]
-    found = finish(c, outputs, *parts, outside, posterior)
-    return {name: restore(c, value) for name, value in found.items()}
+    return finish(c, outputs, *parts, outside, posterior)
 
 
 def posterior_sums(c: Call, mask: int) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from ._cli.progress import progress
 from ._kde_arguments import Call, arrange, restore
-from ._kde_evaluate import KERNELS, check_outputs, finish, posterior_sums
+from ._kde_evaluate import KERNELS, SUMS, check_outputs, finish, posterior_sums
+from ._kde_nearest import nearest
 from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
 
 
 class KDEState:
     r"""The density sums of fixed queries over data seen so far: an associative, mergeable state in float64.
 
-    A row keeps its log-sum, the mean gradient (or that of the data), the sum of squared shares and the mean of
-    d log w / d log h; two states of the same queries merge by log-sum-exp weights, so chunks, files, processes and
-    machines can be added in any grouping. `result` is what `fokker.kde.evaluate` gives for all data at once, up to
-    rounding.
+    A row keeps its log-sum, the mean gradient (or that of the data), the sum of squared shares, the mean of
+    d log w / d log h and the nearest datum, numbered in the data's order; two states of the same queries merge by
+    log-sum-exp weights, so chunks, files, processes and machines can be added in any grouping. `result` is what
+    `fokker.kde.evaluate` gives for all data at once, up to rounding.
 
     Args:
         x: queries ``(N, d)``, torch or NumPy.
@@ -58,6 +59,12 @@ class KDEState:
         self.mean = torch.zeros(1, n, d if self._mask & (SLOPE | VALUES) else 0, **wide)
         self.square = torch.zeros(1, n if self._mask & SQUARE else 0, **wide)
         self.spread = torch.zeros(1, n if self._mask & DELTA else 0, **wide)
+        self._summed = tuple(name for name in outputs if name in SUMS)
+        near = n if len(self._summed) < len(self.outputs) else 0
+        self.nearest = torch.full((1, near), -1, dtype=torch.int64, device=call.x.device)
+        self.distance = torch.full((1, near), torch.inf, **wide)
+        #: how many data so far, of any weight
+        self.seen = torch.zeros((), dtype=torch.int64, device=call.x.device)
         #: the sum of the weights, or the number of data, so far
         self.total = torch.zeros((), **wide)
 
@@ -71,14 +78,26 @@ class KDEState:
     def update(self, data: Any, weights: Any = None) -> KDEState:
         """Add a chunk of data ``(M, d)`` with weights ``(M,)`` >= 0 (None: ones); returns the state itself."""
         c = self._arrange(data)
-        total: Tensor | float = float(c.y.shape[1])
+        count = c.y.shape[1]
+        total: Tensor | float = float(count)
         if weights is not None:
             w = c.like_data(weights, "weights", 0)
             if bool((w < 0).any()):
                 raise ValueError(f"KDEState: weights must not be negative, got {float(w.min())}")
             total, c = w.sum(), c.with_bias(torch.log(w))
+        if self.nearest.numel():
+            self._add_nearest(*nearest(c).values())
+        self.seen = self.seen + count
+        if not self._summed:
+            self.total = self.total + total
+            return self
         parts, mean = posterior_sums(c, self._mask) if self._mask & VALUES else (c.sums(self._mask), None)
         return self._add(parts[0], (parts[1] if mean is None else mean).double(), parts[2], parts[3], total)
+
+    def _add_nearest(self, index: Tensor, distance: Tensor) -> None:
+        nearer = distance < self.distance
+        self.nearest = torch.where(nearer, index + self.seen, self.nearest)
+        self.distance = torch.where(nearer | distance.isnan(), distance, self.distance)
 
     def _add(self, log_sum: Tensor, mean: Tensor, square: Tensor, spread: Tensor, total: Tensor | float) -> KDEState:
         both = torch.logaddexp(self.log_sum, log_sum)
@@ -93,14 +112,18 @@ class KDEState:
         return self
 
     def merge(self, other: KDEState) -> KDEState:
-        """Add what another state of the same queries has seen; returns the state itself."""
+        """Add what another state of the same queries has seen, after what this one has; returns the state itself."""
         if (
             other.log_sum.shape != self.log_sum.shape
             or other._mask != self._mask
+            or other.nearest.shape != self.nearest.shape
             or other._settings != self._settings
             or not (_same(other._x, self._x) and _same(other._bandwidth, self._bandwidth))
         ):
             raise ValueError("merge needs two states of the same queries, bandwidth, outputs and settings")
+        if self.nearest.numel():
+            self._add_nearest(other.nearest, other.distance)
+        self.seen = self.seen + other.seen
         return self._add(other.log_sum, other.mean, other.square, other.spread, other.total)
 
     def update_from(self, chunks: Iterable[Any], *, show: bool = False) -> KDEState:
@@ -117,10 +140,13 @@ class KDEState:
         """Merge the states of all processes of a torch.distributed group, each then holding the whole.
 
         Every process has seen its shard of the data for the same queries. Two collectives: the maximum of the log-sums,
-        then one sum of N (d + 4) numbers at most.
+        then one sum of N (d + 4) numbers at most; three small ones more for the nearest data, which are numbered in the
+        order of the ranks.
         """
         import torch.distributed as distributed
 
+        if self.nearest.numel():
+            self._reduce_nearest(distributed, group)
         top = self.log_sum.clone()
         distributed.all_reduce(top, op=distributed.ReduceOp.MAX, group=group)
         shift = torch.where(top == -torch.inf, 0.0, top)
@@ -144,13 +170,30 @@ class KDEState:
         self.total = total.reshape(())
         return self
 
+    def _reduce_nearest(self, distributed: Any, group: Any) -> None:
+        rank, size = distributed.get_rank(group), distributed.get_world_size(group)
+        seen = torch.zeros(size, dtype=torch.int64, device=self.distance.device)
+        seen[rank] = self.seen
+        distributed.all_reduce(seen, group=group)
+        bad = self.distance.isnan()  # of queries, which all processes have
+        mine = self.distance.masked_fill(bad, torch.inf)
+        least = mine.clone()
+        distributed.all_reduce(least, op=distributed.ReduceOp.MIN, group=group)
+        none = torch.iinfo(torch.int64).max
+        index = torch.where((mine == least) & (self.nearest >= 0), self.nearest + seen[:rank].sum(), none)
+        distributed.all_reduce(index, op=distributed.ReduceOp.MIN, group=group)
+        self.nearest = torch.where(index == none, -1, index)
+        self.distance = least.masked_fill(bad, torch.nan)
+        self.seen = seen.sum()
+
     def result(self) -> dict[str, Any]:
         """The outputs by name, as `fokker.kde.evaluate` returns them."""
         c = replace(self._arrange(self._x[:0]), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total)))
         dead = (self.log_sum == -torch.inf)[..., None]
         posterior = torch.where(dead, c.x, self.mean) if self._mask & VALUES else None
-        found = finish(c, self.outputs, self.log_sum, self.mean, self.square, self.spread, 0.0, posterior)
-        return {name: restore(c, value) for name, value in found.items()}
+        found = finish(c, self._summed, self.log_sum, self.mean, self.square, self.spread, 0.0, posterior)
+        found |= {"nearest": self.nearest, "nearest_distance": self.distance}
+        return {name: restore(c, found[name]) for name in self.outputs}
 
 
 def _same(a: Any, b: Any) -> bool:

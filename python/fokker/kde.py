@@ -233,8 +233,13 @@ def evaluate(
     precision: str = "highest",
     outside: float = 0.0,
 ) -> dict[str, Any]:
-    """Any of `log_prob`, `score`, `posterior_mean`, `laplacian` and `effective_sample_size` from one pass, by name.
+    """Any of `OUTPUTS` by name: `log_prob`, `score`, `posterior_mean`, `laplacian`, `effective_sample_size` and
+    "laplace_factor" from one pass; "nearest" and "nearest_distance".
 
+    "nearest" is the index of the nearest datum that has weight (int64, the first of equals, -1 where there is none) and
+    "nearest_distance" how far it is (infinity; differentiable in x and data): Euclidean, for kernel="laplace" the sum
+    of magnitudes. They take a pass of their own, in the dtype of x, to which data whose squared distances agree to some
+    d / 2 units of rounding are equal. A datum holding a NaN is nobody's nearest; a query holding one has index -1.
     "laplace_factor" is what `laplace_corrected` is times the density, 1 + d/2 - E|y - x|^2 / 2h^2 (gaussian).
     With a "laplacian" among the outputs the pass is made in float64. Beside the score the posterior mean is
     x + h^2 score, good to the rounding of x (alone: of the data); at bandwidths that differ from datum to datum, the

@@ -264,3 +264,22 @@ def log_normalizer(kernel: str, dim: int, nu: float = 1.0) -> float:
         terms = ((-1) ** k * half_pi ** (2 * k + 1) / math.factorial(2 * k + 1) / (dim + 2 * k + 2) for k in range(14))
         return sphere + math.log(half_pi / dim * math.fsum(terms))
     raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+
+
+def nearest(x: Tensor, y: Tensor, exclude: int, absolute: bool) -> Tensor:
+    """The first j of least |x_i - y_j| (if ``absolute`` in the sum of magnitudes), j != i + exclude, (B, N).
+
+    -1 where no distance is below infinity.
+    """
+    difference = x.double()[:, :, None] - y.double()[:, None]
+    far = difference.abs().sum(-1) if absolute else difference.square().sum(-1)
+    n, m = far.shape[1:]
+    far = torch.where(far.isnan(), torch.inf, far)
+    if exclude != NOTHING:
+        own = torch.arange(n, device=x.device)[:, None] + exclude == torch.arange(m, device=x.device)
+        far = torch.where(own, torch.inf, far)
+    if not m:
+        return torch.full((x.shape[0], n), -1, dtype=torch.int64, device=x.device)
+    least = far.amin(-1)
+    first = torch.where(far == least[..., None], torch.arange(m, device=x.device), m).amin(-1)
+    return torch.where(least == torch.inf, -1, first)
