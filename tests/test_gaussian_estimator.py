@@ -90,6 +90,16 @@ def test_finds_a_known_low_rank_mixture():
 
 
 @pytest.mark.parametrize("kind", TYPES)
+def test_an_outlier_leaves_no_nan(kind):
+    """Covariances whose least variances are below the rounding of the largest have no Cholesky factor as they stand."""
+    for seed, far in ((1, 1e8), (2, 1e12)):
+        x = np.vstack([np.random.default_rng(seed).normal(size=(60, 3)), [[far] * 3]])
+        for k in (1, 3):
+            model = GaussianMixture(k, covariance_type=kind, split_merge=2, random_state=seed).fit(x)
+            assert np.isfinite(model.score_samples(x)).all() and np.isfinite(model.log_likelihood_curve_).all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
 def test_weights_are_repetitions(kind):
     x = known()[0]
     counts = np.random.default_rng(1).integers(0, 4, len(x))

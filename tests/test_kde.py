@@ -88,6 +88,18 @@ def test_float32_is_accurate_from_collapse_to_flat(backend, dim, offset):
         assert ((got - want).abs() <= 4e-7 * size + 2e-6).all(), (h, (got - want).abs().max())
 
 
+@pytest.mark.parametrize("dim", [5, 16, 64])
+def test_float32_is_accurate_where_data_repeat(backend, dim):
+    """The rounding errors of copies are one: they do not average out in a sum."""
+    n, copies = (6, 40) if backend == "emu" else (24, 200)
+    y = cloud(n, dim).float().repeat_interleave(copies, 0)
+    x = cloud(n, dim, 50).float()
+    for h in (0.05 * math.sqrt(dim), 0.1 * math.sqrt(dim)):
+        want = torch.logsumexp(-0.5 * (x.double()[:, None] - y[None].double()).square().sum(-1) / h**2, 1)
+        off = (kde.logsumexp(x, y, bandwidth=h).double() - want).abs()
+        assert (off <= (4e-7 + 2.0**-24) * want.abs() + 2e-6).all(), (h, off.max())  # rounded to float32 at the end
+
+
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("kernel", ["epanechnikov", "linear", "cosine"])
 def test_float32_is_accurate_near_the_edge_of_a_support(backend, kernel, exclude_self):
@@ -283,6 +295,9 @@ def test_nothing_there(backend):
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
         assert (gradient == 0).all()
         assert kde.score(far, y, 1.0, kernel=kernel, outside=math.nan).isnan().all()
+        h, w = (torch.ones(size, dtype=F64, requires_grad=True) for size in ((), 8))
+        value = kde.log_prob(far, y, h, kernel=kernel, weights=w)
+        assert all((g == 0).all() for g in torch.autograd.grad(value.sum(), (h, w)))
         assert (kde.effective_sample_size(far, y, 1.0, kernel=kernel) == 0).all()
 
 
@@ -346,7 +361,7 @@ def test_more_pairs_than_an_int32_holds():
         ({"bandwidth": 0.0}, ValueError, "bandwidth must be a positive number, got 0.0"),
         ({"bandwidth": math.nan}, ValueError, "bandwidth must be a positive number"),
         ({"bandwidth": np.float32(-1)}, ValueError, "bandwidth must be a positive number, got -1.0"),
-        ({"data": np.array([["a"] * 3] * 5)}, TypeError, "data must hold numbers"),
+        ({"data": np.array([["a"] * 3] * 5)}, TypeError, "data must hold numbers torch has"),
         ({"bandwidth": torch.ones(7)}, ValueError, "bandwidth .7,. does not broadcast"),
         ({"bandwidth": torch.ones(4, 5)}, ValueError, "not along both"),
         ({"weights": torch.ones(4)}, ValueError, "weights must have shape"),
@@ -502,8 +517,11 @@ def test_arrays_that_torch_cannot_hold(tmp_path):
             kde.KDEState(x, 0.7).update(stored).result()["log_prob"],
         )
         listed = kde.KDEState(x.tolist(), 0.7).update(y.tolist()).result()["log_prob"]
-    for value in (*found, listed):
+    swapped = kde.log_prob(x.astype(">f8"), y.astype(">f8"), np.array(0.7, ">f8"))  # as FITS stores them
+    for value in (*found, listed, swapped):
         np.testing.assert_allclose(value, want, rtol=1e-12)
+    with pytest.raises(TypeError, match="x must hold numbers torch has, got an array of dtype"):
+        kde.log_prob(x.astype(np.longdouble), y, 0.7)
 
 
 @pytest.mark.parametrize(

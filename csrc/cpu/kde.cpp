@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/kde_cells.h"
+#include "cpu/kde_copies.h"
 #include "cpu/kde_pass.h"
 #include "cpu/kde_prune.h"
 #include "cpu/kde_sample.h"
@@ -31,7 +32,7 @@ template <typename T> void fill_empty(const KdeSums& call) {
 
 // What to expect of the error of a query's log sum, in nats. A product of d terms summed in blocks of l has an error of
 // about 0.6 sqrt(l / 3) / sqrt(d / l) units in the last place of |x| |y| where all terms have one sign, less elsewhere;
-// those of the data that share the sum are independent. Three times that is allowed for.
+// those of the data that share the sum are independent, but for copies of one. Three times that is allowed for.
 template <typename T> class Bound {
  public:
   Bound(const KdeSums& call, const KdeScan& scan, Metric metric) : call_(call), scan_(scan) {
@@ -43,14 +44,22 @@ template <typename T> class Bound {
     reach_ = metric == Metric::product ? (0.5 + 1.8 * length / std::sqrt(3 * d)) * std::sqrt(scan.data_norm) : 0;
     bias_ = scan.top_bias - scan.least_bias;
   }
-  double error(std::int64_t i, double unit) const {
+  double error(std::int64_t i, double unit, double copies = 1) const {
     const double h = call_.bandwidth_kind == KdeSums::Bandwidth::per_query ? call_.bandwidth[i] : h_;
-    const double share =
-        call_.shift || !call_.square ? 1 : std::max(std::sqrt(call_.square[i]), 0.1);  // 1 / sqrt of how many share
+    double share = 1;  // 1 / sqrt of how many share
+    if (!call_.shift && call_.square) share = std::clamp(std::sqrt(copies * call_.square[i]), 0.1, 1.0);
     return unit * (share * reach_ * std::sqrt(scan_.query_norm[static_cast<std::size_t>(i)]) / (h * h) + bias_);
   }
-  bool fails(std::int64_t i) const {
-    const double error = this->error(i, unit);
+  bool fails(std::int64_t i) {
+    if (exceeds(i, error(i, unit))) return true;
+    if (call_.shift || !call_.square || !exceeds(i, error(i, unit, static_cast<double>(call_.m)))) return false;
+    if (copies_ == 0) copies_ = static_cast<double>(most_copies<T>(call_));
+    return exceeds(i, error(i, unit, copies_));
+  }
+  static constexpr double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+
+ private:
+  bool exceeds(std::int64_t i, double error) const {
     if (!(error < kInfinity)) return false;
     const double size = call_.shift
                             ? std::abs(call_.shift[i]) + std::max(std::abs(scan_.top_bias), std::abs(scan_.least_bias))
@@ -58,12 +67,10 @@ template <typename T> class Bound {
     if (sizeof(T) == 8) return error > (call_.shift ? 1e-11 : 5e-13) * std::max(1.0, size);
     return error > 4e-7 * (size < kInfinity ? size : 0.0) + (call_.shift ? 2e-5 : 2e-6);
   }
-  static constexpr double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
 
- private:
   const KdeSums& call_;
   const KdeScan& scan_;
-  double h_, reach_, bias_;
+  double h_, reach_, bias_, copies_ = 0;  // 0: not counted yet
 };
 
 template <typename T>
@@ -190,7 +197,7 @@ template <typename T> void direct(const KdeSums& given) {
       run(*general, queries);
     }
   }
-  const Bound<T> bound(call, scan, metric);
+  Bound<T> bound(call, scan, metric);
   const auto inexact = [&](std::int64_t i) { return bound.fails(i); };
   if (all_general) {
     if (check) {

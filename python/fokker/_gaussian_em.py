@@ -182,12 +182,16 @@ def _low_rank_step(sums: Sums, last: Parameters, safe: Tensor, shift: Tensor, fl
 
 
 def clipped(covariance: Tensor, floor: float) -> Tensor:
-    """Symmetric matrices with their eigenvalues raised to ``floor`` where they are below."""
+    """Symmetric matrices with their eigenvalues raised to ``floor`` where they are below.
+
+    What is below d eps of the largest is rounding (as in numpy.linalg.matrix_rank), and no Cholesky factor survives it.
+    """
     covariance = 0.5 * (covariance + covariance.mT)
     values, vectors = torch.linalg.eigh(covariance)
-    if bool((values >= floor).all()):
+    low = (values[..., -1:] * (values.shape[-1] * torch.finfo(values.dtype).eps)).clamp(min=floor)
+    if bool((values >= low).all()):
         return covariance
-    return (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT
+    return (vectors * torch.maximum(values, low)[..., None, :]) @ vectors.mT
 
 
 def n_parameters(kind: str, k: int, d: int, rank: int) -> int:

@@ -76,8 +76,11 @@ class Call:
         if self.vmf:
             k = self.bandwidth[..., 0].square().reciprocal()
             return log_sum + (0.5 * self.x.double().square().sum(-1)) * k + vmf.log_normalizer(d, k) - self._total()
-        log_sum = log_sum - self._total() - log_normalizer(_named(self.kernel), d, self.nu)
-        return log_sum if self.bandwidth.shape[2] != 1 else log_sum - d * torch.log(self.bandwidth[..., 0])
+        found = log_sum - self._total() - log_normalizer(_named(self.kernel), d, self.nu)
+        found = found if self.bandwidth.shape[2] != 1 else found - d * torch.log(self.bandwidth[..., 0])
+        if not found.requires_grad:
+            return found
+        return torch.where(log_sum == -torch.inf, log_sum, found)  # outside of every support, where nothing changes
 
     def _total(self) -> Tensor | float:
         return 0.0 if self.log_total is None else self.log_total
@@ -138,12 +141,14 @@ def _tensor(function: str, name: str, value: Any, device: torch.device | None = 
 
 def _from_array(function: str, name: str, value: Any, device: Any) -> Tensor:
     array = np.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(s < 0 for s in array.strides):
         array = array.copy()  # torch knows no such arrays
     try:
         return torch.as_tensor(array, device=device)
     except TypeError:
-        raise TypeError(f"{function}: {name} must hold numbers, got an array of dtype {array.dtype}") from None
+        raise TypeError(f"{function}: {name} must hold numbers torch has, got an array of dtype {array.dtype}") from None
 
 
 def is_number(value: Any) -> bool:

@@ -15,10 +15,10 @@ with Z_d the kernel's integral over R^d. Kernels, at z = |x - y| / h:
 
 Bandwidths broadcast against the pairs (..., N, M) and vary along at most one of the two: a number or ``()``, ``(N, 1)``
 for one a query, ``(M,)`` for one a datum. Queries and data are torch tensors or NumPy arrays (then so are the results);
-float32 and float64 in their own precision, float16 and bfloat16 through float32. Everything is differentiable in x,
-data, weights, bandwidth and values, to second order where the kernel is smooth: first derivatives of log densities by
-the transposed kernel, what is beyond by autograd over tiles, never with an N x M array. Under `torch.func` transforms
-the plain reference runs, which holds one.
+float32 and float64 in their own precision, float16 and bfloat16 through float32, integers as torch's default dtype
+(float32: exact up to 2^24). Everything is differentiable in x, data, weights, bandwidth and values, to second order
+where the kernel is smooth: first derivatives of log densities by the transposed kernel, what is beyond by autograd over
+tiles, never with an N x M array. Under `torch.func` transforms the plain reference runs, which holds one.
 
 A row in which no datum has weight (outside a compact support, M = 0, all weights 0) has log density -inf, gradient 0
 and effective sample size 0. A NaN in a query touches its row, a NaN in the data every row. A bandwidth tensor holding
@@ -152,7 +152,9 @@ def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precis
 def laplacian(x: Any, data: Any, bandwidth: Any, *, weights: Any = None, exclude_self: bool = False) -> Any:
     r"""The Laplacian of log p for the gaussian kernel, ``(..., N)``: E|y - E y|^2 / h^4 - d / h^2.
 
-    Computed in float64 whatever the dtype of x: the spread is a difference that float32 would lose.
+    Computed in float64 whatever the dtype of x, as the difference of E|y - x|^2 / h^4 and the squared score: its error
+    is some 2e-16 |x - E y|^2 / h^4, which beside d / h^2 counts where x is 1e6 bandwidths and more from its data.
+    Arguments, results and errors as in `log_prob`.
     """
     return _evaluate(x, data, bandwidth, ("laplacian",), weights, "gaussian", 1.0, exclude_self, "highest", 0.0)[
         "laplacian"
