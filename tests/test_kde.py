@@ -520,7 +520,7 @@ def test_arrays_that_torch_cannot_hold(tmp_path):
     swapped = kde.log_prob(x.astype(">f8"), y.astype(">f8"), np.array(0.7, ">f8"))  # as FITS stores them
     for value in (*found, listed, swapped):
         np.testing.assert_allclose(value, want, rtol=1e-12)
-    with pytest.raises(TypeError, match="x must hold numbers torch has, got an array of dtype"):
+    with pytest.raises(TypeError, match="x must hold numbers torch has, got dtype"):
         kde.log_prob(x.astype(np.longdouble), y, 0.7)
 
 

@@ -148,7 +148,7 @@ def _from_array(function: str, name: str, value: Any, device: Any) -> Tensor:
     try:
         return torch.as_tensor(array, device=device)
     except TypeError:
-        raise TypeError(f"{function}: {name} must hold numbers torch has, got an array of dtype {array.dtype}") from None
+        raise TypeError(f"{function}: {name} must hold numbers torch has, got dtype {array.dtype}") from None
 
 
 def is_number(value: Any) -> bool:
