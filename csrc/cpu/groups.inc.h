@@ -27,9 +27,10 @@ struct Moments {
   }
 };
 
-template <typename T> inline void add_tile(Moments& to, const T* x, std::int64_t n) {
+template <typename S> inline void add_tile(Moments& to, const S* x, std::int64_t n) {
+  using T = Computed<S>;
   const double count = static_cast<double>(n);
-  const T about = static_cast<T>(moments<true, false>(x, T(0), n).first / count);
+  const T about = static_cast<T>(moments<true, false, T>(x, T(0), n).first / count);
   const auto [first, second] = moments<true, true>(x, about, n);
   to.add(count, static_cast<double>(about) + first / count, second - first * (first / count));
 }
@@ -37,8 +38,8 @@ template <typename T> inline void add_tile(Moments& to, const T* x, std::int64_t
 constexpr std::int64_t kAheadNumbers = 131072;  // of a group: the next one has room beside it in the second cache
 
 // `ahead`: from x to what will be read after this group, 0 where that is not known.
-template <Activation A, bool kStreamed, typename T>
-inline void normalise(const T* x, GroupChannel<T> c, T* y, std::int64_t n, std::int64_t ahead) {
+template <Activation A, bool kStreamed, typename S, typename T>
+inline void normalise(const S* x, GroupChannel<T> c, S* y, std::int64_t n, std::int64_t ahead) {
   const Vec<T> mean = all(c.mean), factor = all(c.factor), addend = all(c.addend);
   each_vector<T, kStreamed>(n, [&](std::int64_t i, auto lanes) {
     if (ahead) __builtin_prefetch(x + ahead + i, 0, 2);  // into the second cache
@@ -47,8 +48,8 @@ inline void normalise(const T* x, GroupChannel<T> c, T* y, std::int64_t n, std::
 }
 
 // du, and the sums of du and du (x - mean) added to A and E.
-template <Activation A, typename T>
-inline void differentiate(const T* x, const T* grad, GroupChannel<T> c, T* du, std::int64_t n, double* sums) {
+template <Activation A, typename S, typename T>
+inline void differentiate(const S* x, const S* grad, GroupChannel<T> c, T* du, std::int64_t n, double* sums) {
   constexpr std::int64_t piece = 1024;  // numbers that are summed in the lanes of T
   const Vec<T> mean = all(c.mean), factor = all(c.factor), addend = all(c.addend);
   for (std::int64_t at = 0; at < n; at += piece) {
@@ -67,8 +68,8 @@ inline void differentiate(const T* x, const T* grad, GroupChannel<T> c, T* du, s
   }
 }
 
-template <bool kStreamed, typename T>
-inline void gradient(const T* x, const T* du, const T* above, T factor, GroupSlope<T> s, T* to, std::int64_t n) {
+template <bool kStreamed, typename S, typename T>
+inline void gradient(const S* x, const T* du, const S* above, T factor, GroupSlope<T> s, S* to, std::int64_t n) {
   const Vec<T> by = all(factor), pivot = all(s.pivot), slope = all(s.slope), offset = all(s.offset);
   each_vector<T, kStreamed>(n, [&](std::int64_t i, auto lanes) {
     Vec<T> g = fma(by, lanes.load(du + i), -fma(slope, Vec<T>(lanes.load(x + i) - pivot), offset));
@@ -89,43 +90,33 @@ template <typename F> inline void tiles(const GroupPlan& p, std::int64_t g, F&& 
 }
 inline bool joined(const GroupPlan& p, const GroupMap& m) { return !m.data || m.row_stride == p.positions; }
 
-template <typename T> struct GroupBuffers {
-  alignas(64) T one[kGroupTile], two[kGroupTile], three[kGroupTile];
-};
-
-template <Activation A, bool kStreamed, typename T>
+template <Activation A, bool kStreamed, typename S>
 void forward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
-  const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
-  GroupBuffers<T>& buffer = *held;
+  using T = Computed<S>;
   const bool own = !p.std.data;
   const bool one_row = joined(p, p.x) && joined(p, p.residual) && joined(p, p.sum);
   const GroupMap& of = p.residual.data ? p.sum : p.x;
-  const bool near = native<T>(p) && !p.residual.data && p.per_group() * p.positions <= kAheadNumbers;
+  const bool near = !p.residual.data && p.per_group() * p.positions <= kAheadNumbers;
   const std::int64_t ahead = near ? p.per_group() * p.x.row_stride : 0;
   for (std::int64_t item = begin; item < end; ++item) {
     const std::int64_t b = item / p.groups, g = item % p.groups;
     Moments moments;
     if (own || p.residual.data)
       tiles(p, g, one_row, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
-        const T* const x =
-            summed(p, p.x.row(b, c) + i, p.residual.row(b, c) + i, p.sum.row(b, c) + i, n, buffer.one, buffer.two);
+        const S* const x = summed<S>(p, p.x.row(b, c) + i, p.residual.row(b, c) + i, p.sum.row(b, c) + i, n);
         if (own) add_tile(moments, x, n);
       });
     const GroupStatistics s = settle(p, b, g, moments.mean, moments.squares);
     tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
       const GroupChannel<T> channel = math::group_channel<T>(p, b, c, s.mean, s.rstd);
-      const std::int64_t at = p.out.row(b, c) + i;
-      T* const y = destination(p, p.out, at, buffer.two);
-      normalise<A, kStreamed>(numbers(p, of, of.row(b, c) + i, n, buffer.one), channel, y, n, ahead);
-      deliver(p, p.out, at, n, y);
+      normalise<A, kStreamed>(at<S>(of, of.row(b, c) + i), channel, at<S>(p.out, p.out.row(b, c) + i), n, ahead);
     });
   }
 }
 
-template <Activation A, bool kStreamed, typename T>
+template <Activation A, bool kStreamed, typename S>
 void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
-  const std::unique_ptr<GroupBuffers<T>> held(new GroupBuffers<T>);
-  GroupBuffers<T>& buffer = *held;
+  using T = Computed<S>;
   const std::int64_t per = p.per_group();
   const std::unique_ptr<T[]> scratch(new T[static_cast<std::size_t>(per * p.positions)]);
   for (std::int64_t item = begin; item < end; ++item) {
@@ -135,9 +126,8 @@ void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
     std::fill(sums, sums + 2 * per, 0.0);
     const auto kept = [&](std::int64_t c, std::int64_t i) { return scratch.get() + (c - g * per) * p.positions + i; };
     tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
-      const T* const x = numbers(p, p.x, p.x.row(b, c) + i, n, buffer.one);
-      const T* const grad = numbers(p, p.grad, p.grad.row(b, c) + i, n, buffer.two);
-      differentiate<A>(x, grad, math::group_channel<T>(p, b, c, mean, rstd), kept(c, i), n, sums + 2 * (c - g * per));
+      differentiate<A>(at<S>(p.x, p.x.row(b, c) + i), at<S>(p.grad, p.grad.row(b, c) + i),
+                       math::group_channel<T>(p, b, c, mean, rstd), kept(c, i), n, sums + 2 * (c - g * per));
     });
     double ka = 0, ke = 0;
     for (std::int64_t c = 0; c < per; ++c) {
@@ -148,31 +138,25 @@ void backward_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
     const GroupSlope<T> slope = math::group_slope<T>(p, mean, rstd, ka, ke);
     tiles(p, g, [&](std::int64_t c, std::int64_t i, std::int64_t n) {
       const T factor = static_cast<T>(rstd * math::group_gain(p, b, c));
-      const T* const x = numbers(p, p.x, p.x.row(b, c) + i, n, buffer.one);
-      const T* above = nullptr;
-      if (p.grad_sum.data) above = numbers(p, p.grad_sum, p.grad_sum.row(b, c) + i, n, buffer.two);
-      const std::int64_t at = p.out.row(b, c) + i;
-      T* const to = destination(p, p.out, at, buffer.three);
-      gradient<kStreamed>(x, kept(c, i), above, factor, slope, to, n);
-      deliver(p, p.out, at, n, to);
+      const S* const above = p.grad_sum.data ? at<S>(p.grad_sum, p.grad_sum.row(b, c) + i) : nullptr;
+      gradient<kStreamed>(at<S>(p.x, p.x.row(b, c) + i), kept(c, i), above, factor, slope,
+                          at<S>(p.out, p.out.row(b, c) + i), n);
     });
   }
-}
-
-template <typename T> void slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
-  with_activation(p.activation, [&](auto a) {
-    with_streams<T>(p, [&](auto streamed) {
-      if (p.backward) backward_slabs<a(), streamed(), T>(p, begin, end);
-      else forward_slabs<a(), streamed(), T>(p, begin, end);
-    });
-  });
 }
 
 }  // namespace
 
 void group_slabs(const GroupPlan& p, std::int64_t begin, std::int64_t end) {
-  if (p.wide) slabs<double>(p, begin, end);
-  else slabs<float>(p, begin, end);
+  with_numbers(p, [&](auto number) {
+    using S = decltype(number);
+    with_activation(p.activation, [&](auto a) {
+      with_streams<S>(p, [&](auto streamed) {
+        if (p.backward) backward_slabs<a(), streamed(), S>(p, begin, end);
+        else forward_slabs<a(), streamed(), S>(p, begin, end);
+      });
+    });
+  });
 }
 
 }  // namespace fokker::cpu::FK_ISA

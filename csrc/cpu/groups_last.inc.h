@@ -13,38 +13,31 @@ namespace fokker::cpu::FK_ISA {
 namespace {
 
 // Mean and sum of squares about it of each group over the positions [from, to) of sample b, into `found` (groups, 2).
-template <typename T>
-inline void chunk_moments(LastRows<T>& rows, std::int64_t b, std::int64_t from, std::int64_t to, double* found) {
+template <typename S>
+inline void chunk_moments(LastRows<S>& rows, std::int64_t b, std::int64_t from, std::int64_t to, double* found) {
+  using T = Computed<S>;
   const GroupPlan& p = rows.p;
   const std::int64_t channels = p.channels, per = p.per_group();
+  const GroupMap& of = p.residual.data ? p.sum : p.x;
+  const std::int64_t stride = of.row_stride;
   T *const pivot = rows.row(0), *const first = rows.row(1), *const second = rows.row(2);
   double *const sum = rows.sums(0), *const square = rows.sums(1);
   std::fill(sum, sum + 2 * channels, 0.0);
   for (std::int64_t i = from; i < to; i += rows.block) {
     const std::int64_t n = std::min(rows.block, to - i);
-    std::int64_t stride;
-    const T* x = rows.read(p.x, b, i, n, 0, stride);
     if (p.residual.data) {
-      std::int64_t other_stride, sum_stride;
-      const T* const other = rows.read(p.residual, b, i, n, 1, other_stride);
-      T* const total = rows.place(p.sum, b, i, 0, sum_stride);
-      for (std::int64_t r = 0; r < n; ++r) {
-        const T *const of = x + r * stride, *const and_of = other + r * other_stride;
-        T* const at = total + r * sum_stride;
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c) at[c] = of[c] + and_of[c];
-      }
-      rows.write(p.sum, b, i, n, 0);
-      x = rows.read(p.sum, b, i, n, 0, stride);
+      for (std::int64_t r = i; r < i + n; ++r)
+        summed<S>(p, p.x.row(b, r), p.residual.row(b, r), p.sum.row(b, r), channels);
       if (p.std.data) continue;
     }
+    const S* const x = at<S>(of, of.row(b, i));
     if (i == from) {
       const std::int64_t few = std::min(n, kPivotPositions);
       std::fill(pivot, pivot + channels, T(0));
       for (std::int64_t r = 0; r < few; ++r) {
-        const T* const of = x + r * stride;
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c) pivot[c] += of[c];
+        each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
+          lanes.store(pivot + c, Vec<T>(lanes.load(pivot + c) + lanes.load(x + r * stride + c)));
+        });
       }
       const T share = T(1) / static_cast<T>(few);
 #pragma omp simd
@@ -93,24 +86,18 @@ template <typename T> inline void merge_moments(const GroupPlan& p, const GroupC
   }
 }
 
-template <Activation A, bool kStreamed, typename T> inline void normalise_chunk(LastRows<T>& rows, std::int64_t b,
-                                                                                std::int64_t from, std::int64_t to,
-                                                                                const LastCoefficients<T>& by) {
-  const GroupPlan& p = rows.p;
+template <Activation A, bool kStreamed, typename S, typename T>
+inline void normalise_chunk(const GroupPlan& p, std::int64_t b, std::int64_t from, std::int64_t to,
+                            const LastCoefficients<T>& by) {
   const GroupMap& of = p.residual.data ? p.sum : p.x;
-  for (std::int64_t i = from; i < to; i += rows.block) {
-    const std::int64_t n = std::min(rows.block, to - i);
-    std::int64_t stride, out_stride;
-    const T* const x = rows.read(of, b, i, n, 0, stride);
-    T* const y = rows.place(p.out, b, i, 2, out_stride);
-    for (std::int64_t r = 0; r < n; ++r)
-      each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
-        ask_ahead(x + r * stride + c);
-        const Vec<T> d = lanes.load(x + r * stride + c) - lanes.load(by.mean + c);
-        lanes.store(y + r * out_stride + c,
-                    activated<A, T>(fma(d, lanes.load(by.factor + c), lanes.load(by.addend + c))));
-      });
-    rows.write(p.out, b, i, n, 2);
+  for (std::int64_t i = from; i < to; ++i) {
+    const S* const x = at<S>(of, of.row(b, i));
+    S* const y = at<S>(p.out, p.out.row(b, i));
+    each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
+      ask_ahead(x + c);
+      const Vec<T> d = lanes.load(x + c) - lanes.load(by.mean + c);
+      lanes.store(y + c, activated<A, T>(fma(d, lanes.load(by.factor + c), lanes.load(by.addend + c))));
+    });
   }
 }
 
@@ -125,17 +112,16 @@ inline void forward_coefficients(const GroupPlan& p, std::int64_t b, const LastC
 }
 
 // The sums of du and of du (x - mean) over the positions [from, to), into `found` (2, channels).
-template <Activation A, typename T> inline void chunk_sums(LastRows<T>& rows, std::int64_t b, std::int64_t from,
-                                                           std::int64_t to, const LastCoefficients<T>& by,
-                                                           double* found) {
+template <Activation A, typename S, typename T> inline void chunk_sums(LastRows<S>& rows, std::int64_t b,
+                                                                       std::int64_t from, std::int64_t to,
+                                                                       const LastCoefficients<T>& by, double* found) {
   const GroupPlan& p = rows.p;
+  const std::int64_t stride = p.x.row_stride, grad_stride = p.grad.row_stride;
   T *const a = rows.row(1), *const e = rows.row(2);
   std::fill(found, found + 2 * p.channels, 0.0);
   for (std::int64_t i = from; i < to; i += rows.block) {
     const std::int64_t n = std::min(rows.block, to - i);
-    std::int64_t stride, grad_stride;
-    const T* const x = rows.read(p.x, b, i, n, 0, stride);
-    const T* const grad = rows.read(p.grad, b, i, n, 1, grad_stride);
+    const S *const x = at<S>(p.x, p.x.row(b, i)), *const grad = at<S>(p.grad, p.grad.row(b, i));
     std::fill(a, a + 2 * p.channels, T(0));
     std::int64_t r = 0;
     const auto step = [&](auto count) {
@@ -183,38 +169,33 @@ template <typename T> inline void merge_sums(const GroupPlan& p, const GroupChun
   }
 }
 
-template <Activation A, bool kStreamed, typename T> inline void differentiate_chunk(LastRows<T>& rows, std::int64_t b,
-                                                                                    std::int64_t from, std::int64_t to,
-                                                                                    const LastCoefficients<T>& by) {
-  const GroupPlan& p = rows.p;
-  for (std::int64_t i = from; i < to; i += rows.block) {
-    const std::int64_t n = std::min(rows.block, to - i);
-    std::int64_t stride, grad_stride, above_stride = 0, out_stride;
-    const T* const x = rows.read(p.x, b, i, n, 0, stride);
-    const T* const grad = rows.read(p.grad, b, i, n, 1, grad_stride);
-    const T* const above = p.grad_sum.data ? rows.read(p.grad_sum, b, i, n, 3, above_stride) : nullptr;
-    T* const out = rows.place(p.out, b, i, 2, out_stride);
-    for (std::int64_t r = 0; r < n; ++r)
-      each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
-        ask_ahead(x + r * stride + c);
-        ask_ahead(grad + r * grad_stride + c);
-        const Vec<T> v = lanes.load(x + r * stride + c), factor = lanes.load(by.factor + c);
-        const Vec<T> u = fma(Vec<T>(v - lanes.load(by.mean + c)), factor, lanes.load(by.addend + c));
-        const Vec<T> du = through<A, T>(u, lanes.load(grad + r * grad_stride + c));
-        const Vec<T> mean_part =
-            fma(lanes.load(by.slope + c), Vec<T>(v - lanes.load(by.pivot + c)), lanes.load(by.offset + c));
-        Vec<T> g = fma(factor, du, -mean_part);
-        if (above) g += lanes.load(above + r * above_stride + c);
-        lanes.store(out + r * out_stride + c, g);
-      });
-    rows.write(p.out, b, i, n, 2);
+template <Activation A, bool kStreamed, typename S, typename T>
+inline void differentiate_chunk(const GroupPlan& p, std::int64_t b, std::int64_t from, std::int64_t to,
+                                const LastCoefficients<T>& by) {
+  for (std::int64_t i = from; i < to; ++i) {
+    const S *const x = at<S>(p.x, p.x.row(b, i)), *const grad = at<S>(p.grad, p.grad.row(b, i));
+    const S* const above = p.grad_sum.data ? at<S>(p.grad_sum, p.grad_sum.row(b, i)) : nullptr;
+    S* const out = at<S>(p.out, p.out.row(b, i));
+    each_vector<T, kStreamed>(p.channels, [&](std::int64_t c, auto lanes) {
+      ask_ahead(x + c);
+      ask_ahead(grad + c);
+      const Vec<T> v = lanes.load(x + c), factor = lanes.load(by.factor + c);
+      const Vec<T> u = fma(Vec<T>(v - lanes.load(by.mean + c)), factor, lanes.load(by.addend + c));
+      const Vec<T> du = through<A, T>(u, lanes.load(grad + c));
+      const Vec<T> mean_part =
+          fma(lanes.load(by.slope + c), Vec<T>(v - lanes.load(by.pivot + c)), lanes.load(by.offset + c));
+      Vec<T> g = fma(factor, du, -mean_part);
+      if (above) g += lanes.load(above + c);
+      lanes.store(out + c, g);
+    });
   }
 }
 
-template <Activation A, bool kStreamed, typename T>
+template <Activation A, bool kStreamed, typename S>
 void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
+  using T = Computed<S>;
   const std::int64_t held = kGroupCoefficients * p.channels;
-  LastRows<T> rows(p);
+  LastRows<S> rows(p);
   const auto sum = [&](std::int64_t b, std::int64_t k, const LastCoefficients<T>& by, double* partial) {
     const std::int64_t from = k * s.positions, to = std::min(p.positions, from + s.positions);
     if (p.backward) chunk_sums<A>(rows, b, from, to, by, partial + k * s.width);
@@ -226,8 +207,8 @@ void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64
   };
   const auto apply = [&](std::int64_t b, std::int64_t k, const LastCoefficients<T>& by) {
     const std::int64_t from = k * s.positions, to = std::min(p.positions, from + s.positions);
-    if (p.backward) differentiate_chunk<A, kStreamed>(rows, b, from, to, by);
-    else normalise_chunk<A, kStreamed>(rows, b, from, to, by);
+    if (p.backward) differentiate_chunk<A, kStreamed, S>(p, b, from, to, by);
+    else normalise_chunk<A, kStreamed, S>(p, b, from, to, by);
   };
   if (phase == GroupPhase::all) {
     const std::unique_ptr<T[]> own(new T[static_cast<std::size_t>(held)]);
@@ -256,14 +237,12 @@ void last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64
 }  // namespace
 
 void group_last(const GroupPlan& p, const GroupChunks& s, GroupPhase phase, std::int64_t begin, std::int64_t end) {
-  const auto run = [&](auto t) {
-    using T = decltype(t);
+  with_numbers(p, [&](auto number) {
+    using S = decltype(number);
     with_activation(p.activation, [&](auto a) {
-      with_streams<T>(p, [&](auto streamed) { last<a(), streamed(), T>(p, s, phase, begin, end); });
+      with_streams<S>(p, [&](auto streamed) { last<a(), streamed(), S>(p, s, phase, begin, end); });
     });
-  };
-  if (p.wide) run(double{});
-  else run(float{});
+  });
 }
 
 }  // namespace fokker::cpu::FK_ISA

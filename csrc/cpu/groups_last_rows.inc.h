@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::int64_t kGroupBlock = 64;       // positions whose sums are kept in T
 constexpr std::int64_t kPivotPositions = 16;   // of the first of them the pivot of a chunk is the mean
-constexpr std::int64_t kBlockNumbers = 16384;  // of a block that is converted
+constexpr std::int64_t kBlockNumbers = 16384;  // of a block
 
 // Asks for what lies behind a vector that is read now: rows come from memory faster than the hardware asks for them by
 // itself (16 x 256 x 64 x 64 on one core: 12.6 ms forward and 26.8 back without, 9.7 and 17.9 with).
@@ -20,9 +20,10 @@ template <typename T> inline void ask_ahead(const T* p) {
 }
 
 // Rows of a chunk, and where its sums are made.
-template <typename T> struct LastRows {
+template <typename S> struct LastRows {
+  using T = Computed<S>;
   const GroupPlan& p;
-  const std::int64_t channels, block;  // block: positions that are read at a time
+  const std::int64_t channels, block;  // block: positions whose sums are made at a time
   std::unique_ptr<T[]> held;
   std::unique_ptr<double[]> held_sums;
 
@@ -30,36 +31,10 @@ template <typename T> struct LastRows {
       : p(plan),
         channels(plan.channels),
         block(std::clamp<std::int64_t>(kBlockNumbers / plan.channels, 1, kGroupBlock)),
-        held(new T[static_cast<std::size_t>((3 + (native<T>(plan) ? 0 : 4 * block)) * channels)]),
+        held(new T[static_cast<std::size_t>(3 * channels)]),
         held_sums(new double[static_cast<std::size_t>(2 * channels)]) {}
   T* row(int k) { return held.get() + k * channels; }
-  T* buffer(int k) { return held.get() + (3 + k * block) * channels; }
   double* sums(int k) { return held_sums.get() + k * channels; }
-
-  // Positions [i, i + n) of a tensor as rows `stride` apart.
-  const T* read(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k, std::int64_t& stride) {
-    T* const to = place(m, b, i, k, stride);
-    if (!native<T>(p))
-      rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
-        take_any(m.data, p.dtype, at, 1, static_cast<int>(count), to + done);
-      });
-    return to;
-  }
-  T* place(const GroupMap& m, std::int64_t b, std::int64_t i, int k, std::int64_t& stride) {
-    stride = native<T>(p) ? m.row_stride : channels;
-    return native<T>(p) ? static_cast<T*>(m.data) + m.row(b, i) : buffer(k);
-  }
-  void write(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, int k) {
-    if (native<T>(p)) return;
-    rows(m, b, i, n, [&](std::int64_t at, std::int64_t count, std::int64_t done) {
-      give_any(buffer(k) + done, m.data, p.dtype, at, 1, static_cast<int>(count));
-    });
-  }
-  // f(offset, numbers, done) over n rows, at once where they lie side by side.
-  template <typename F> void rows(const GroupMap& m, std::int64_t b, std::int64_t i, std::int64_t n, F&& f) {
-    if (m.row_stride == channels) return f(m.row(b, i), n * channels, 0);
-    for (std::int64_t r = 0; r < n; ++r) f(m.row(b, i + r), channels, r * channels);
-  }
 };
 
 // The coefficients of a sample: rows of numbers a channel.
@@ -82,13 +57,14 @@ template <typename T> inline void add_row(double* to, const T* of, std::int64_t 
 }
 
 // Sums over n rows of d = x - pivot and of its square, added to two rows.
-template <typename T> inline void add_deviations(const T* x, std::int64_t stride, std::int64_t n, const T* pivot,
-                                                 T* first, T* second, std::int64_t channels) {
+template <typename S, typename T> inline void add_deviations(const S* x, std::int64_t stride, std::int64_t n,
+                                                             const T* pivot, T* first, T* second,
+                                                             std::int64_t channels) {
   std::int64_t r = 0;
   for (; r + 4 <= n; r += 4) {
-    const T *const x0 = x + r * stride, *const x1 = x0 + stride, *const x2 = x1 + stride, *const x3 = x2 + stride;
+    const S *const x0 = x + r * stride, *const x1 = x0 + stride, *const x2 = x1 + stride, *const x3 = x2 + stride;
     each_vector<T>(channels, [&](std::int64_t c, auto lanes) {
-      for (const T* const row : {x0, x1, x2, x3}) ask_ahead(row + c);
+      for (const S* const row : {x0, x1, x2, x3}) ask_ahead(row + c);
       const Vec<T> k = lanes.load(pivot + c), d0 = lanes.load(x0 + c) - k, d1 = lanes.load(x1 + c) - k,
                    d2 = lanes.load(x2 + c) - k, d3 = lanes.load(x3 + c) - k;
       lanes.store(first + c, Vec<T>(lanes.load(first + c) + ((d0 + d1) + (d2 + d3))));

@@ -1,10 +1,10 @@
-// Vectors of a group norm: parts of vectors at the ends of rows, activations and their slopes, tiles as numbers of type
-// T.
+// Vectors of a group norm: parts of vectors at the ends of rows, activations and their slopes, numbers as they lie.
 #pragma once
 
 #include <cmath>
 
 #include "cpu/groups.h"
+#include "cpu/half_vector.inc.h"
 #include "cpu/sde_tile.inc.h"
 #include "math/group_norm.h"
 
@@ -21,31 +21,39 @@ inline VecD min(VecD a, VecD b) { return _mm256_min_pd(a, b); }
 template <typename V> inline V min(V a, V b) { return a < b ? a : b; }
 #endif
 
-// The first n lanes of a vector; those past them are 0 when read, and not written.
+// The first n lanes of a vector; those past them are 0 when read, and not written. Numbers lie in memory as S, of T or
+// half its width.
 template <typename T> struct Lanes {
   int n;
-  Vec<T> load(const T* p) const {
+  template <typename S> Vec<T> load(const S* p) const {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
-    else return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+    const auto mask = static_cast<__mmask16>((1u << n) - 1);
+    if constexpr (sizeof(S) == 8) {
+      return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
+    } else if constexpr (sizeof(S) == 4) {
+      return _mm512_maskz_loadu_ps(mask, p);
+    } else {
+      S held[kLanesOf<T>];
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(held), _mm256_maskz_loadu_epi16(mask, p));
+      return FK_ISA::load(held);
+    }
 #else
     Vec<T> v{};
-    for (int l = 0; l < n; ++l) v[l] = p[l];
+    for (int l = 0; l < n; ++l) v[l] = number(p[l]);
     return v;
 #endif
   }
-  void store(T* p, Vec<T> v) const {
+  template <typename S> void store(S* p, Vec<T> v) const {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
-    else _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
-#else
-    for (int l = 0; l < n; ++l) p[l] = v[l];
+    if constexpr (sizeof(S) == 4) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+    else if constexpr (sizeof(S) == 8) return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
 #endif
+    for (int l = 0; l < n; ++l) set(p[l], v[l]);
   }
 };
 template <typename T, bool kStreamed> struct AllLanes {
-  Vec<T> load(const T* p) const { return FK_ISA::load(p); }
-  void store(T* p, Vec<T> v) const {
+  template <typename S> Vec<T> load(const S* p) const { return FK_ISA::load(p); }
+  template <typename S> void store(S* p, Vec<T> v) const {
     if constexpr (kStreamed) stream(p, v);
     else FK_ISA::store(p, v);
   }
@@ -92,45 +100,46 @@ template <typename F> inline void with_activation(Activation a, F&& f) {
   }
 }
 
-template <typename T> inline bool native(const GroupPlan& p) {
-  return p.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+// f(a number of the type that the plan's tensors hold).
+template <typename F> inline void with_numbers(const GroupPlan& p, F&& f) {
+  switch (p.dtype) {
+    case DType::f64:
+      return f(double{});
+    case DType::bf16:
+      return f(BFloat16{});
+    case DType::f16:
+      return f(Half{});
+    default:
+      return f(float{});
+  }
 }
+// What they are computed in.
+template <typename S> using Computed = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
 // f(whether results are written past the cache): those that no cache would hold until they are read, in whole vectors.
-template <typename T, typename F> inline void with_streams(const GroupPlan& p, F&& f) {
-  const std::int64_t bytes = p.batch * p.channels * p.positions * std::int64_t(sizeof(T));
-  const auto placed = [](std::int64_t number) { return number * std::int64_t(sizeof(T)) % kVectorBytes == 0; };
-  const bool fits = reinterpret_cast<std::uintptr_t>(p.out.data) % kVectorBytes == 0 && placed(p.out.batch_stride) &&
+template <typename S, typename F> inline void with_streams(const GroupPlan& p, F&& f) {
+  constexpr std::int64_t vector = std::int64_t(kLanesOf<Computed<S>>) * sizeof(S);
+  const std::int64_t bytes = p.batch * p.channels * p.positions * std::int64_t(sizeof(S));
+  const auto placed = [](std::int64_t number) { return number * std::int64_t(sizeof(S)) % vector == 0; };
+  const bool fits = reinterpret_cast<std::uintptr_t>(p.out.data) % vector == 0 && placed(p.out.batch_stride) &&
                     placed(p.out.row_stride);
-  if (!native<T>(p) || bytes < kStreamBytes || !fits || p.out.data == p.x.data) return f(std::false_type{});
+  if (bytes < kStreamBytes || !fits || p.out.data == p.x.data) return f(std::false_type{});
   f(std::true_type{});
   finish_streams();
 }
-// Numbers [at, at + n) of a tensor, where they lie or converted into `buffer`.
-template <typename T>
-inline const T* numbers(const GroupPlan& p, const GroupMap& m, std::int64_t at, std::int64_t n, T* buffer) {
-  if (native<T>(p)) return static_cast<const T*>(m.data) + at;
-  take_any(m.data, p.dtype, at, 1, static_cast<int>(n), buffer);
-  return buffer;
-}
-// Where n numbers at `at` are to be computed, and what brings them there.
-template <typename T> inline T* destination(const GroupPlan& p, const GroupMap& m, std::int64_t at, T* buffer) {
-  return native<T>(p) ? static_cast<T*>(m.data) + at : buffer;
-}
-template <typename T>
-inline void deliver(const GroupPlan& p, const GroupMap& m, std::int64_t at, std::int64_t n, const T* from) {
-  if (!native<T>(p)) give_any(from, m.data, p.dtype, at, 1, static_cast<int>(n));
-}
-// x, or x + residual as rounded to its dtype, which also goes where it is wanted.
-template <typename T> inline const T* summed(const GroupPlan& p, std::int64_t x_at, std::int64_t residual_at,
-                                             std::int64_t sum_at, std::int64_t n, T* buffer, T* other) {
-  const T* x = numbers(p, p.x, x_at, n, buffer);
+template <typename S> inline S* at(const GroupMap& m, std::int64_t number) { return static_cast<S*>(m.data) + number; }
+
+// x, or x + residual, which also goes where it is wanted and counts as rounded there.
+template <typename S> inline const S* summed(const GroupPlan& p, std::int64_t x_at, std::int64_t residual_at,
+                                             std::int64_t sum_at, std::int64_t n) {
+  const S* const x = at<S>(p.x, x_at);
   if (!p.residual.data) return x;
-  const T* r = numbers(p, p.residual, residual_at, n, other);
-  T* sum = destination(p, p.sum, sum_at, buffer);
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) sum[i] = x[i] + r[i];
-  deliver(p, p.sum, sum_at, n, sum);
-  return numbers(p, p.sum, sum_at, n, buffer);
+  const S* const r = at<S>(p.residual, residual_at);
+  S* const sum = at<S>(p.sum, sum_at);
+  each_vector<Computed<S>>(n, [&](std::int64_t i, auto lanes) {
+    lanes.store(sum + i, Vec<Computed<S>>(lanes.load(x + i) + lanes.load(r + i)));
+  });
+  return sum;
 }
 
 // Mean and rstd of a group of `count` numbers with sum of squares `squares` about the mean, or those of a given std.

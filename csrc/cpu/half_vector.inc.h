@@ -47,6 +47,31 @@ inline void store(BFloat16* p, VecF v) {
   for (int l = 0; l < kLanesOf<float>; ++l) p[l] = to_bfloat16(v[l]);
 }
 #endif
+#if defined(__AVX512F__)
+inline void stream(BFloat16* p, VecF v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(v)); }
+inline void stream(Half* p, VecF v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 8)); }
+#else
+inline VecF load(const Half* p) {
+  VecF v;
+  for (int l = 0; l < kLanesOf<float>; ++l) v[l] = to_float(p[l]);
+  return v;
+}
+inline void store(Half* p, VecF v) {
+  for (int l = 0; l < kLanesOf<float>; ++l) p[l] = to_half(v[l]);
+}
+inline void stream(BFloat16* p, VecF v) { store(p, v); }
+inline void stream(Half* p, VecF v) { store(p, v); }
+#endif
+
+// One element.
+inline float number(float x) { return x; }
+inline double number(double x) { return x; }
+inline float number(BFloat16 h) { return to_float(h); }
+inline float number(Half h) { return to_float(h); }
+inline void set(float& to, float x) { to = x; }
+inline void set(double& to, double x) { to = x; }
+inline void set(BFloat16& to, float x) { to = to_bfloat16(x); }
+inline void set(Half& to, float x) { to = to_half(x); }
 
 }  // namespace
 }  // namespace fokker::cpu::FK_ISA

@@ -16,23 +16,17 @@ template <typename S, typename T> constexpr bool kReadAs = std::is_same_v<S, T>;
 template <> inline constexpr bool kReadAs<BFloat16, float> = true;
 #if defined(__AVX512F__)
 template <> inline constexpr bool kReadAs<Half, float> = true;
-inline void stream(BFloat16* p, VecF v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(v)); }
-inline void stream(Half* p, VecF v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 8)); }
-#else
-inline void stream(BFloat16* p, VecF v) { store(p, v); }
 #endif
 
 // A vector from memory, or one element, for loops whose rest is done by elements.
 template <typename V, typename S> inline V get(const S* p) {
   if constexpr (std::is_same_v<V, S>) return *p;
-  else if constexpr (std::is_arithmetic_v<V>) return to_float(*p);
+  else if constexpr (std::is_arithmetic_v<V>) return number(*p);
   else return load(p);
 }
 template <typename S, typename V> inline void put(S* p, V v) {
-  if constexpr (std::is_same_v<V, S>) *p = v;
-  else if constexpr (!std::is_arithmetic_v<V>) store(p, v);
-  else if constexpr (std::is_same_v<S, Half>) *p = to_half(v);
-  else *p = to_bfloat16(v);
+  if constexpr (!std::is_arithmetic_v<V>) store(p, v);
+  else set(*p, v);
 }
 // The same past the cache where `streamed`: then p lies as a vector does.
 template <typename S, typename V> inline void put(S* p, V v, bool streamed) {
