@@ -2,8 +2,8 @@
 #include "cpu/norms.h"
 
 #include <algorithm>
-#include <memory>
 
+#include "cpu/aligned.h"
 #include "cpu/isa.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
@@ -41,12 +41,12 @@ template <typename T> void run_vjp(const NormPlan& p) {
   using Kernel = void (*)(const NormPlan&, std::int64_t, std::int64_t, void*);
   const Kernel kernel = FK_PER_ISA_OVERLOAD(norm_vjp_blocks, Kernel);
   const std::int64_t items = p.batch * token_blocks(p);
-  std::unique_ptr<T[]> partial;
-  if (p.sum_count()) partial.reset(new T[static_cast<std::size_t>(items * p.sum_count() * p.columns)]);
+  AlignedArray<T> partial;  // off a cache line, each vector of a sum would touch two
+  partial.resize(items * p.sum_count() * p.columns);
   const std::int64_t elements = std::min<std::int64_t>(p.tokens, p.token_block) * p.columns;
   parallel_for(items, 1 + kGrain / elements,
                [&](std::int64_t begin, std::int64_t end) { kernel(p, begin, end, partial.get()); });
-  if (partial) add_blocks<T>(p, partial.get());
+  if (p.sum_count()) add_blocks<T>(p, partial.get());
 }
 
 }  // namespace
