@@ -11,8 +11,11 @@ template <typename T> struct Token {
   Padded<T> cos, sin;  // the sine signed: -, + in each pair
   Padded<T> weight[2], bias[2], keep, x, g, a;
   Padded<T> to_weight, to_bias;
+  const bool split;         // half-split pairs of a head's first elements, in one segment
+  Padded<T> turns, others;  // then a row, and what `exchange` makes of it
 
-  explicit Token(const HeadsPlan& plan) : p(plan), s(plan) {
+  explicit Token(const HeadsPlan& plan) : p(plan), s(plan), split(!plan.interleaved && s.count == 1) {
+    if (split) std::fill(others.v, others.v + kPadded, T(0));
     const auto fill = [&](Padded<T>& to, const void* from, T otherwise) {
       std::fill(to.v, to.v + kPadded, T(0));
       for (int j = 0; j < p.dim; ++j) to.v[s.at(j)] = from ? static_cast<const T*>(from)[j] : otherwise;
@@ -26,10 +29,18 @@ template <typename T> struct Token {
     const T *const c = static_cast<const T*>(p.cos) + at, *const n = static_cast<const T*>(p.sin) + at;
     for (int j = 0; j < p.rotary; ++j) {
       const int to = s.at(j), from = p.entry(j);
-      const bool first = p.interleaved ? j % 2 == 0 : j < s.turned;
+      const bool first = p.interleaved ? j % 2 == 0 : j < p.rotary / 2;
       cos.v[to] = c[from];
       sin.v[to] = first ? -n[from] : n[from];
     }
+  }
+
+  // Of the row in `turns`: the other element of each pair that is turned, and 0 for the rest.
+  void exchange() {
+    const int half = p.rotary / 2;
+    for (int j = 0; j < half; j += s.lanes) store(others.v + j, load(turns.v + half + j));
+    for (int j = 0; j < half; j += s.lanes) store(others.v + half + j, load(turns.v + j));
+    store(others.v + p.rotary, Vec<T>{});
   }
 
   // Where vector i of segment k of a row starts in memory that is read as it is, or its copy.
@@ -38,8 +49,10 @@ template <typename T> struct Token {
     int step;  // from one segment to the next
   };
   Row read(const HeadTensor& t, std::int64_t at, Padded<T>& copy) const {
-    if (const T* const row = direct(t, at)) return {row, s.size};
-    s.pieces([&](int j, int to, int n) { take_any(t.data, p.dtype, at + j * t.element, t.element, n, copy.v + to); });
+    if (p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1)
+      return {static_cast<const T*>(t.data) + at, s.size};
+    for (int k = 0; k < s.count; ++k)
+      take_any(t.data, p.dtype, at + k * s.size * t.element, t.element, s.size, copy.v + k * s.stride);
     return {copy.v, s.stride};
   }
   Vec<T> vector(const Row& r, int k, int i) const {
@@ -82,8 +95,7 @@ template <typename T> struct Token {
 
   // The row in `a`, or f(offset, vector, lanes) straight into memory.
   T* direct(const HeadTensor& t, std::int64_t at) const {
-    const bool native = p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1 && s.whole();
-    return native ? static_cast<T*>(t.data) + at : nullptr;
+    return p.dtype == (p.wide ? DType::f64 : DType::f32) && t.element == 1 ? static_cast<T*>(t.data) + at : nullptr;
   }
   void write(T* to, int k, int i, Vec<T> v) {
     if (!to) return store(a.v + k * s.stride + i * s.lanes, v);
@@ -93,7 +105,8 @@ template <typename T> struct Token {
   }
   void finish(const HeadTensor& t, std::int64_t at, const T* to) const {
     if (to) return;
-    s.pieces([&](int j, int from, int n) { give_any(a.v + from, t.data, p.dtype, at + j * t.element, t.element, n); });
+    for (int k = 0; k < s.count; ++k)
+      give_any(a.v + k * s.stride, t.data, p.dtype, at + k * s.size * t.element, t.element, s.size);
   }
 
   Vec<T> normalized(int at, int i) const {
@@ -135,17 +148,28 @@ template <typename T> struct Token {
       const int first = v * s.lanes, second = s.stride + first;
       const Vec<T> n = fma(Vec<T>(u[0][v] * scale), load(weight[i].v + first), load(bias[i].v + first));
       if constexpr (C == 1) {
-        write(to, 0, v, kRope ? fma(n, load(cos.v + first), Vec<T>(swapped(n) * load(sin.v + first))) : n);
+        if (kRope && split) store(turns.v + first, n);
+        else write(to, 0, v, kRope ? fma(n, load(cos.v + first), Vec<T>(swapped(n) * load(sin.v + first))) : n);
       } else {
         const Vec<T> m = fma(Vec<T>(u[C - 1][v] * scale), load(weight[i].v + second), load(bias[i].v + second));
         write(to, 0, v, kRope ? fma(n, load(cos.v + first), Vec<T>(m * load(sin.v + first))) : n);
         write(to, 1, v, kRope ? fma(m, load(cos.v + second), Vec<T>(n * load(sin.v + second))) : m);
       }
     }
+    if (C == 1 && kRope && split) {
+      exchange();
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) turned(to, v);
+    }
     finish(part.out, at, to);
   }
+  // Vector v of a row in `turns`, whose pairs are exchanged.
+  void turned(T* to, int v) {
+    const int at = v * s.lanes;
+    write(to, 0, v, fma(load(turns.v + at), load(cos.v + at), Vec<T>(load(others.v + at) * load(sin.v + at))));
+  }
   template <bool kRope> void forward(const HeadPart& part, int i, std::int64_t from, std::int64_t at) {
-    if (direct(part.x, from)) {
+    if (p.dtype == (p.wide ? DType::f64 : DType::f32) && part.x.element == 1) {
       switch (s.vectors > 8 ? 0 : 8 * s.count + s.vectors - 1) {
         case 8 + 3:
           return forward_fixed<kRope, 1, 4>(part, i, from, at);
@@ -163,6 +187,12 @@ template <typename T> struct Token {
     }
     statistics(read(part.x, from, g));
     T* const to = direct(part.out, at);
+    if (kRope && split) {
+      for (int v = 0; v < s.vectors; ++v) store(turns.v + v * s.lanes, normalized(v * s.lanes, i));
+      exchange();
+      for (int v = 0; v < s.vectors; ++v) turned(to, v);
+      return finish(part.out, at, to);
+    }
     for (int v = 0; v < s.vectors; ++v) {
       const int first = v * s.lanes, second = s.stride + first;
       const Vec<T> n = normalized(first, i);
@@ -198,6 +228,11 @@ template <typename T> struct Token {
     statistics(read(part.x, from, g));
     const Row r = read(part.grad, at, a);
     Vec<T> along{}, total{};
+    if (kRope && split) {
+      for (int v = 0; v < s.vectors; ++v)
+        store(turns.v + v * s.lanes, Vec<T>(vector(r, 0, v) * load(sin.v + v * s.lanes)));
+      exchange();
+    }
     for (int v = 0; v < s.vectors; ++v) {
       const int first = v * s.lanes, second = s.stride + first;
       const Vec<T> d = vector(r, 0, v);
@@ -205,8 +240,8 @@ template <typename T> struct Token {
         back(d, first, i, sums, along, total);
         if (s.count == 2) back(vector(r, 1, v), second, i, sums, along, total);
       } else if (s.count == 1) {
-        const Vec<T> turned = swapped(Vec<T>(d * load(sin.v + first)));
-        back(fma(d, load(cos.v + first), turned), first, i, sums, along, total);
+        const Vec<T> along_pair = split ? load(others.v + first) : swapped(Vec<T>(d * load(sin.v + first)));
+        back(fma(d, load(cos.v + first), along_pair), first, i, sums, along, total);
       } else {
         const Vec<T> e = vector(r, 1, v);
         const Vec<T> dn = fma(d, load(cos.v + first), Vec<T>(e * load(sin.v + second)));

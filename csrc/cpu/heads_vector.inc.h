@@ -1,8 +1,7 @@
 // Heads as padded segments of whole vectors: included by heads.inc.h.
 //
-// A head is one segment whose neighbours are pairs (interleaved), or two of dim / 2 whose elements are (half-split); of
-// a head that is turned in part, each of the two takes half of what is turned, then half of the rest, and rows are
-// copied there. A segment is padded to whole vectors, with zeros.
+// A head is one segment whose neighbours are pairs (interleaved), or two of dim / 2 whose elements are (half-split);
+// one segment too where only its first elements are turned. A segment is padded to whole vectors, with zeros.
 #pragma once
 
 #include "cpu/heads.h"
@@ -52,26 +51,13 @@ template <typename T> struct Padded {
 template <typename T> struct Segments {
   static constexpr int lanes = kLanesOf<T>;
   int count, size, vectors, tail, stride;  // tail: lanes of the last vector; stride: elements from one to the next
-  int turned;                              // of a segment's elements, those of pairs that are turned
   explicit Segments(const HeadsPlan& p)
-      : count(p.interleaved ? 1 : 2),
+      : count(p.interleaved || p.rotary < p.dim ? 1 : 2),
         size(p.dim / count),
         vectors((size + lanes - 1) / lanes),
         tail(size - (vectors - 1) * lanes),
-        stride(vectors * lanes),
-        turned(p.interleaved ? size : p.rotary / 2) {}
-  bool whole() const { return turned == size; }
-  int at(int j) const {
-    const int first = j < count * turned ? 0 : count * turned, part = first ? size - turned : turned;
-    return (j - first < part ? j - first : stride + j - first - part) + (first ? turned : 0);
-  }
-  // f(element of a head, place, count) of the pieces that stay together.
-  template <typename F> void pieces(F&& f) const {
-    for (int k = 0; k < count; ++k) {
-      f(k * turned, k * stride, turned);
-      if (!whole()) f(count * turned + k * (size - turned), k * stride + turned, size - turned);
-    }
-  }
+        stride(vectors * lanes) {}
+  int at(int j) const { return j < size ? j : stride + j - size; }
 };
 
 }  // namespace

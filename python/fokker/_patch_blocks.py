@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._patch_norms import group_norm_then_silu, is_group_norm, linear_then_gelu, modulated
+from ._patch_gates import linear_then_gelu
+from ._patch_norms import group_norm_then_silu, is_group_norm, modulated
 from ._patch_rules import class_name, is_layer_norm, plain, quiet, ready, rule
 from .denoiser import gate_residual, residual_gate_norm_modulate
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import nn
 
-from . import _patch_attention, _patch_blocks, _patch_norms  # noqa: F401  (they register their rules)
+from . import _patch_attention, _patch_blocks, _patch_gates  # noqa: F401  (they register their rules)
 from ._patch_forms import form_of, refused
 from ._patch_norms import last_pair, left_to_the_activation, norm_and_activation
 from ._patch_rules import RULES, class_name, foreign, is_ours, put, take

@@ -16,7 +16,9 @@ from .benches import Bench
 def benches() -> Iterator[Bench]:
     """All of them; every contender makes its own results, unless the name says otherwise."""
     yield from _heads()
+    yield from _partial()
     yield from _gates()
+    yield from _pairs()
     yield from _precondition()
     yield from _small()
     yield from _magnitude()
@@ -79,6 +81,36 @@ def _heads() -> Iterator[Bench]:
     )
 
 
+def _partial() -> Iterator[Bench]:
+    """Phi-2's attention: 32 heads of 80, of which the first 32 elements are turned, half-split."""
+    batch, tokens, heads, dim, rotary = 2, 512, 32, 80, 32
+    q, k = (torch.randn(batch, tokens, heads, dim).transpose(1, 2) for _ in range(2))  # as a projection leaves them
+    cos, sin = denoiser.rope_table(tokens, rotary)
+
+    def ours(q: Tensor, k: Tensor) -> Any:
+        return denoiser.qk_norm_rope(q, k, None, None, cos, sin, norm=None, rotary_dim=rotary)
+
+    def turn(x: Tensor) -> Tensor:
+        a, b, rest = x[..., : rotary // 2], x[..., rotary // 2 : rotary], x[..., rotary:]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+    def eager(q: Tensor, k: Tensor) -> Any:
+        return turn(q), turn(k)
+
+    elements = 2 * q.numel()
+    yield Bench(
+        "RoPE of 32 of 80 elements, 2 x 512 x 32 heads",
+        {
+            "fokker": functools.partial(ours, q, k),
+            "torch.compile": functools.partial(torch.compile(eager), q, k),
+            "torch": functools.partial(eager, q, k),
+        },
+        elements=elements,
+        bytes=8 * elements,
+        note="float32, half-split pairs, no norm",
+    )
+
+
 def _ours(heads: int, qkv: Tensor, qw: Tensor, kw: Tensor, cos: Tensor, sin: Tensor) -> Any:
     return denoiser.qkv_norm_rope(qkv, heads, qw, kw, cos, sin, interleaved=True)
 
@@ -125,6 +157,40 @@ def _gates() -> Iterator[Bench]:
         elements=elements,
         bytes=12 * elements,
         note="float32; each makes its result",
+    )
+
+
+def _pairs() -> Iterator[Bench]:
+    """A gate and a value of two projections whose biases are added inside, as LLaMA-like layers have them."""
+    gate, value = torch.randn(4096, 3072), torch.randn(4096, 3072)
+    biases = torch.randn(3072), torch.randn(3072)
+    leaves = [t.clone().requires_grad_() for t in (gate, value, *biases)]
+    grad = torch.randn_like(gate)
+
+    def ours(gate: Tensor, value: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return denoiser.swiglu((gate, value), (b, c))
+
+    def eager(gate: Tensor, value: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return torch.nn.functional.silu(gate + b) * (value + c)
+
+    def backward(f: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(f(*leaves), leaves, grad)
+
+    compiled, elements = torch.compile(eager), gate.numel()
+    contenders = {"fokker": ours, "torch.compile": compiled, "torch": eager}
+    yield Bench(
+        "SwiGLU of two tensors with biases, 4096 x 3072",
+        {n: functools.partial(f, gate, value, *biases) for n, f in contenders.items()},
+        elements=elements,
+        bytes=12 * elements,
+        note="float32; each makes its result",
+    )
+    yield Bench(
+        "SwiGLU of two tensors with biases, forward and backward, 4096 x 3072",
+        {n: functools.partial(backward, f) for n, f in contenders.items()},
+        elements=elements,
+        bytes=32 * elements,
+        note="float32; the gradients of all four",
     )
 
 
