@@ -367,6 +367,8 @@ def test_more_pairs_than_an_int32_holds():
         ({"weights": torch.ones(4)}, ValueError, "weights must have shape"),
         ({"weights": -torch.ones(5)}, ValueError, "weights must not be negative"),
         ({"weights": torch.zeros(5)}, ValueError, "weights must not all be zero"),
+        ({"data": [[1.0, 2.0], [3.0]]}, ValueError, "data must be an array, got rows of several lengths"),
+        ({"kernel": "student_t", "nu": "a"}, ValueError, "nu must be a positive number, got 'a'"),
         ({"kernel": "box"}, ValueError, "kernel must be one of gaussian"),
         ({"kernel": "student_t", "nu": 0.0}, ValueError, "nu must be a positive number"),
         ({"precision": "low"}, ValueError, "precision must be one of"),
@@ -460,6 +462,8 @@ def test_streams_equal_one_pass(backend, tmp_path):
 
 def test_states_must_match():
     x = cloud(5, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, d\), got \(1, 5, 3\)"):
+        kde.KDEState(x[None], 0.7)
     a = kde.KDEState(x, 0.7)
     for other in (kde.KDEState(cloud(6, 3), 0.7), kde.KDEState(x + 1, 0.7), kde.KDEState(x, 0.8)):
         with pytest.raises(ValueError, match="same queries, bandwidth"):

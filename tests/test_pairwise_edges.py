@@ -128,6 +128,7 @@ ERRORS = [
     (lambda: pairwise.mmd2(X[:, :1], Y, estimator="unbiased"), "x must hold at least 2 point"),
     (lambda: pairwise.mmd2(X, Y, kernel="tophat"), "kernel must be one of"),
     (lambda: pairwise.mmd2(X, Y, estimator="u"), "estimator must be one of biased, unbiased, got 'u'"),
+    (lambda: pairwise.bandwidth_ladder(1.0, 0), "count must be an integer >= 1, got 0"),
     (lambda: pairwise.mmd2(X, Y, bandwidth=0.0), "bandwidth must be a positive number, got 0.0"),
     (lambda: pairwise.mmd2(X, Y, bandwidth=[]), "at least one number"),
     (lambda: pairwise.mmd2(X, Y, bandwidth="mean"), "bandwidth must be one of median"),

@@ -134,7 +134,10 @@ def silu_gate(
     dim: int = -1,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`swiglu` with the gate in the second half, as Sana's gated convolutions (``dim=1``) and diffusers have it."""
+    """`swiglu` with the gate in the second half, as Sana's gated convolutions (``dim=1``) and diffusers have it.
+
+    Arguments, result, derivatives and errors are those of `swiglu`.
+    """
     return _apply("silu_gate", x, bias, "silu", True, gate_first, dim, out)
 
 
@@ -159,7 +162,11 @@ def geglu(
 def gelu_tanh(
     x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh", dim: int = -1, out: Tensor | None = None
 ) -> Tensor:
-    """gelu(x + bias), by tanh or, with ``approximate="none"``, exactly; ``bias`` runs along ``dim``. See `geglu`."""
+    """gelu(x + bias), by tanh or, with ``approximate="none"``, exactly; formulas as in `geglu`.
+
+    x (..., F, ...), bias (F,) along ``dim``; the result has x's shape and dtype. Dtypes, derivatives and errors are
+    those of `swiglu`.
+    """
     return _apply("gelu_tanh", x, bias, _kind("gelu_tanh", approximate), False, False, dim, out)
 
 

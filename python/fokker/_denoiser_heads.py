@@ -248,7 +248,8 @@ def qkv_norm_rope(
 
     Returns:
         q', k' and v (B, H, T, D), laid out (B, T, H, D) in memory. Without a gradient v is a view of qkv; where one is
-        recorded it is a copy, so that the backward writes the gradient of qkv once.
+        recorded it is a copy, so that the backward writes the gradient of qkv once. Dtypes, derivatives and errors are
+        those of `qk_norm_rope`; ValueError too where qkv is not of ``heads`` heads.
     """
     name = "qkv_norm_rope"
     check_tensor(name, "qkv", qkv)

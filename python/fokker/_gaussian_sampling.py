@@ -33,7 +33,8 @@ def sample(
 
     Sample i is a function of ``(seed, step, sample_ids[i])`` alone (see `fokker.random`): a uniform number chooses the
     component, normal ones are pushed through its covariance's root. ``sample_ids`` counts the samples in order.
-    Not differentiable. In the dtype of means; NumPy where the mixture was given so.
+    Not differentiable. ValueError and TypeError name what does not fit. In the dtype of means; NumPy where the mixture
+    was given so.
     """
     shape = sample_shape_of(sample_shape)
     n = math.prod(shape)

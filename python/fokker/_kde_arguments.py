@@ -140,7 +140,10 @@ def _tensor(function: str, name: str, value: Any, device: torch.device | None = 
 
 
 def _from_array(function: str, name: str, value: Any, device: Any) -> Tensor:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{function}: {name} must be an array, got rows of several lengths ({error})") from None
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(s < 0 for s in array.strides):
@@ -229,8 +232,8 @@ def arrange(
         raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"{function}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not 0 < nu < math.inf:
-        raise ValueError(f"{function}: nu must be a positive number, got {nu}")
+    if isinstance(nu, str) or not 0 < nu < math.inf:
+        raise ValueError(f"{function}: nu must be a positive number, got {nu!r}")
     numpy = not isinstance(x, Tensor) and not isinstance(data, Tensor)
     x = _tensor(function, "x", x)
     y = _tensor(function, "data", data, x.device)

@@ -31,6 +31,9 @@ class KDEState:
         outputs: as in `fokker.kde.evaluate`; only what these need is summed.
         kernel, nu, precision: as in `fokker.kde.log_prob`.
 
+    Raises:
+        ValueError: x that is not (N, d), a bandwidth by datum, and as in `fokker.kde.log_prob`.
+
     Nothing here is differentiable.
     """
 
@@ -47,6 +50,8 @@ class KDEState:
         self.outputs = check_outputs(outputs, kernel)
         self._x, self._bandwidth = x if isinstance(x, Tensor) else np.asarray(x), bandwidth
         self._settings = (kernel, nu, False, precision, KERNELS)
+        if self._x.ndim != 2:
+            raise ValueError(f"KDEState: x must have shape (N, d), got {tuple(self._x.shape)}")
         call = self._arrange(self._x[:0])
         if len(call.batch) or call.bandwidth.shape[2] != 1:
             raise ValueError("KDEState needs queries (N, d) and a bandwidth that is one number or one a query (N, 1)")
@@ -218,7 +223,11 @@ def _rows(chunk: Any) -> Any:
 
 
 def chunks(data: Any, rows: int = 1 << 17) -> Iterator[Any]:
-    """Consecutive slices of an array, a tensor or a numpy.memmap, read when their turn comes."""
+    """Consecutive slices of ``rows`` rows of an array, a tensor or a numpy.memmap, read when their turn comes.
+
+    Raises:
+        ValueError: rows < 1.
+    """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
     for begin in range(0, len(data), rows):

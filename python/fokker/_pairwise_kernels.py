@@ -247,8 +247,18 @@ def mmd2(
 
 
 def bandwidth_ladder(bandwidth: float, count: int) -> list[float]:
-    """h, h / sqrt 2, h / 2, ...: ``count`` bandwidths, of which `mmd2` takes two a pass."""
+    """h, h / sqrt 2, h / 2, ...: ``count`` bandwidths, of which `mmd2` takes two a pass.
+
+    Args:
+        bandwidth: h, a positive number.
+        count: an integer >= 1.
+
+    Raises:
+        ValueError: numbers out of these ranges.
+    """
     h = positive("bandwidth_ladder", "bandwidth", bandwidth)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"bandwidth_ladder: count must be an integer >= 1, got {count!r}")
     return [h * 2.0 ** (-0.5 * i) for i in range(count)]
 
 

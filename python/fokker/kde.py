@@ -91,10 +91,11 @@ def log_prob(
         return_bound: also return `error_bound` (gaussian only).
 
     Returns:
-        ``(..., N)`` in the dtype of x; with ``return_bound`` a pair.
+        ``(..., N)`` in the wider dtype of x and data; with ``return_bound`` a pair.
 
     Raises:
-        ValueError: shapes that do not fit, a bandwidth number <= 0 or NaN, an unknown kernel or precision.
+        ValueError: shapes that do not fit, a bandwidth number <= 0 or NaN, weights that are negative or all zero, an
+            unknown kernel or precision.
         TypeError: complex, sparse or unlike devices.
     """
     found = _evaluate(x, data, bandwidth, ("log_prob",), weights, kernel, nu, exclude_self, precision, 0.0)["log_prob"]
@@ -117,10 +118,10 @@ def score(
 ) -> Any:
     r"""The score grad_x log p(x_i), ``(..., N, d)``; for the gaussian kernel (E[y | x] - x) / h^2.
 
-    Arguments as in `log_prob`. ``outside`` is what rows without any density get (0 or ``nan``). Where x equals a datum
-    at which the kernel has a cusp (exponential, laplace, linear), that datum adds 0. In float32 with d > 4 the score of
-    the gaussian kernel has the error of E[y | x], some 1e-7 of the data's spread, over h^2: at bandwidths of 1e-3 of
-    the spread and less take float64.
+    Arguments, dtypes and errors as in `log_prob`. ``outside`` is what rows without any density get (0 or ``nan``).
+    Where x equals a datum at which the kernel has a cusp (exponential, laplace, linear), that datum adds 0. In float32
+    with d > 4 the score of the gaussian kernel has the error of E[y | x], some 1e-7 of the data's spread, over h^2: at
+    bandwidths of 1e-3 of the spread and less take float64. Source: Fukunaga and Hostetler 1975 (the mean shift).
     """
     return _evaluate(x, data, bandwidth, ("score",), weights, kernel, nu, exclude_self, precision, outside)["score"]
 
@@ -136,7 +137,10 @@ def posterior_mean(x: Any, data: Any, sigma: Any, *, weights: Any = None, precis
         precision: see `log_prob`.
 
     Returns:
-        ``(..., N, d)``.
+        ``(..., N, d)`` in the wider dtype of x and data; differentiable. x itself where no datum has weight.
+
+    Raises:
+        ValueError, TypeError: as in `log_prob`; a tensor sigma holding zero or a negative number gives NaN there.
     """
     h = sigma if is_number(sigma) else _tensor("posterior_mean", "sigma", sigma)
     if isinstance(h, Tensor):
@@ -216,7 +220,8 @@ def effective_sample_size(
 ) -> Any:
     r"""(sum_j w_ij)^2 / sum_j w_ij^2, ``(..., N)``: how many data share in the estimate at x_i.
 
-    It falls to 1 where a single datum decides, the condensation of Biroli and Mezard (2024).
+    It falls to 1 where a single datum decides, the condensation of Biroli and Mezard (2024). Arguments, dtypes,
+    derivatives and errors as in `log_prob`.
     """
     name = "effective_sample_size"
     return _evaluate(x, data, bandwidth, (name,), weights, kernel, nu, exclude_self, "highest", 0.0)[name]
@@ -245,7 +250,7 @@ def evaluate(
     "laplace_factor" is what `laplace_corrected` is times the density, 1 + d/2 - E|y - x|^2 / 2h^2 (gaussian).
     With a "laplacian" among the outputs the pass is made in float64. Beside the score the posterior mean is
     x + h^2 score, good to the rounding of x (alone: of the data); at bandwidths that differ from datum to datum, the
-    two take two passes.
+    two take two passes. Arguments and errors as in `log_prob`; shapes, dtypes and derivatives as in each function.
     """
     return _evaluate(x, data, bandwidth, tuple(outputs), weights, kernel, nu, exclude_self, precision, outside)
 
@@ -274,6 +279,8 @@ def kernel_sum(
         nu: see `log_prob`.
         exclude_self: leave out j = i.
         precision: see `log_prob`.
+
+    Differentiable in x, data, values, weights and bandwidth. Dtypes and errors as in `log_prob`.
     """
     c = arrange("kernel_sum", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS, density=False)
     scale = None if weights is None else c.like_data(weights, "weights", 0)
@@ -311,6 +318,8 @@ def logsumexp(
         nu: see `log_prob`.
         exclude_self: leave out j = i.
         precision: see `log_prob`.
+
+    Differentiable in x, data, both biases and bandwidth, twice for smooth kernels. Dtypes and errors as in `log_prob`.
     """
     c = arrange("logsumexp", x, data, bandwidth, None, kernel, nu, exclude_self, precision, KERNELS, density=False)
     if column_bias is not None:

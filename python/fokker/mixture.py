@@ -84,7 +84,7 @@ def log_prob(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, pr
 
 
 def score(x: Any, mixture: Mixture, *, alpha: Any = 1.0, sigma: Any = 0.0, precision: str = "highest") -> Any:
-    """The score grad_x log p(x), ``(..., d)``; arguments as in `log_prob`."""
+    """The score grad_x log p(x), ``(..., d)``; arguments, dtypes and errors as in `log_prob`."""
     return evaluate(x, mixture, outputs=("score",), alpha=alpha, sigma=sigma, precision=precision)["score"]
 
 
@@ -117,7 +117,10 @@ def evaluate(
     sigma: Any = 0.0,
     precision: str = "highest",
 ) -> dict[str, Any]:
-    """Any of `log_prob`, `score`, `posterior_mean`, `responsibilities` and `mahalanobis` from one pass, by name."""
+    """Any of `log_prob`, `score`, `posterior_mean`, `responsibilities` and `mahalanobis` from one pass, by name.
+
+    Arguments, dtypes and errors as in `log_prob`, shapes as in each function; a ValueError for an unknown output.
+    """
     if not isinstance(mixture, Mixture):
         raise TypeError(f"mixture must be a fokker.mixture.Mixture, got {type(mixture).__name__}")
     names = tuple(outputs)
@@ -269,6 +272,8 @@ def select_components(mixture: Mixture, keep: int | float = 1.0, by: str = "weig
         mixture: a `Mixture`.
         keep: an int, how many; or a float in (0, 1], the fewest that together hold this share of the weight.
         by: "weight", heaviest first; or "log_det", tightest (smallest log det S_k) first.
+
+    The choice has no derivative; means, covariances and weights of those kept have. ValueError: keep, by out of range.
     """
     if by not in ("weight", "log_det"):
         raise ValueError(f"by must be 'weight' or 'log_det', got {by!r}")
@@ -293,7 +298,8 @@ def anomaly_score(
     """How far each query is from the components kept, ``(...)``: the larger, the stranger.
 
     kind "log_prob": -log p(x); "mahalanobis": the distance to the nearest component. ``keep`` and ``by`` as in
-    `select_components`: with the rare or the wide components left out, what only they explain is an anomaly.
+    `select_components`: with the rare or the wide components left out, what only they explain is an anomaly. Dtypes,
+    derivatives and errors as in `log_prob` and `mahalanobis`.
     """
     if kind not in ("log_prob", "mahalanobis"):
         raise ValueError(f"kind must be 'log_prob' or 'mahalanobis', got {kind!r}")

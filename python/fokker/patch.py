@@ -148,6 +148,8 @@ def verify(model: nn.Module, *args: Any, gradients: bool = False, show: bool = T
         a `Verification`: of each replaced module that was called, and of the whole, the largest difference and that
         over the largest number. Differences accumulate from module to module: in float32 expect about 1e-6, in
         bfloat16 about 1e-2. Buffers that a forward changes (batch norms in training) are changed twice.
+
+    TypeError: ``model`` is no module.
     """
     _check(model)
     model = getattr(model, "_orig_mod", model)
