@@ -9,7 +9,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from fokker import patch  # noqa: E402
+from fokker import _patch_gates, patch  # noqa: E402
 from fokker._patch_verify import _run  # noqa: E402
 
 diffusers.utils.logging.set_verbosity_error()
@@ -86,6 +86,22 @@ def test_checkpointing_and_chunks():
     model.transformer_blocks[0].set_chunk_feed_forward(2, 1)
     chunked = run(model, args, kwargs)
     assert rms(chunked[0], {"out": want[0]["out"].double()}) < 1e-6
+
+
+@pytest.mark.parametrize("name", list(_patch_gates._TWO))
+def test_gates_of_two_projections(name):
+    module, _, cls = name.rpartition(".")
+    layer = getattr(pytest.importorskip(module), cls)(8, 12)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(2, 5, 8)
+    report = patch.apply(layer)
+    assert report.replaced == {"": "SiLU gate of two projections"}
+    found = patch.verify(layer, x, gradients=True, show=False)
+    assert 0 < found.worst < 1e-6 and max(found.gradients.values()) < 1e-5
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    found = patch.verify(layer.bfloat16(), x.bfloat16(), gradients=True, show=False)
+    assert 0 < found.worst < 1e-2 and max(found.gradients.values()) < 2e-2
 
 
 def last_norms():

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._patch_rules import plain, quiet, ready_gate, rule
+from ._patch_rules import class_name, plain, quiet, ready_gate, rule
 from .denoiser import geglu, gelu_tanh, silu_gate, swiglu
 
 
@@ -86,16 +86,42 @@ def timm_glu(self: Any, x: Tensor) -> Tensor:
     return self.drop2(self.fc2(self.norm(self.drop1(h))))
 
 
+# ---- two projections ------------------------------------------------------------------------------------------------
+def gated(gate: Any, value: Any, act: Any, x: Tensor) -> Tensor:
+    """act(gate(x)) * value(x), the biases of plain projections added in the activation's pass; act: a SiLU."""
+    layers = (gate, value)
+    if all(type(n) is nn.Linear and n.bias is not None for n in layers) and quiet(*layers):
+        return swiglu(tuple(nn.functional.linear(x, n.weight) for n in layers), (gate.bias, value.bias))
+    first, second = (n(x) for n in layers)
+    same = ready_gate(first) and ready_gate(second) and first.dtype is second.dtype and first.shape == second.shape
+    return swiglu((first, second)) if same else act(first) * second
+
+
 @rule("timm.layers.mlp.SwiGLU", what="biases and SiLU gate of two projections", refuse=_silu_gate)
 def timm_swiglu(self: Any, x: Tensor) -> Tensor:
-    layers = (self.fc1_g, self.fc1_x)
     if not ready_gate(x) or not quiet(self.act):
         return plain(self, x)
-    if all(type(n) is nn.Linear and n.bias is not None for n in layers) and quiet(*layers):
-        gate, value = (nn.functional.linear(x, n.weight) for n in layers)
-        h = swiglu((gate, value), (self.fc1_g.bias, self.fc1_x.bias))
-    else:
-        gate, value = (n(x) for n in layers)
-        same = ready_gate(gate) and ready_gate(value) and gate.dtype is value.dtype
-        h = swiglu((gate, value)) if same else self.act(gate) * value
+    h = gated(self.fc1_g, self.fc1_x, self.act, x)
     return self.drop2(self.fc2(self.norm(self.drop1(h))))
+
+
+_TRANSFORMERS = "diffusers.models.transformers."
+#: class -> the names of its gate, its value and what takes their product
+_TWO = {
+    "diffusers.models.attention.LuminaFeedForward": ("linear_1", "linear_3", "linear_2"),
+    _TRANSFORMERS + "auraflow_transformer_2d.AuraFlowFeedForward": ("linear_1", "linear_2", "out_projection"),
+    _TRANSFORMERS + "ace_step_transformer.AceStepMLP": ("gate_proj", "up_proj", "down_proj"),
+    _TRANSFORMERS + "transformer_hidream_image.HiDreamImageFeedForwardSwiGLU": ("w1", "w3", "w2"),
+    _TRANSFORMERS + "transformer_ideogram4.Ideogram4MLP": ("w1", "w3", "w2"),
+    _TRANSFORMERS + "transformer_krea2.Krea2SwiGLU": ("gate", "up", "down"),
+    _TRANSFORMERS + "transformer_z_image.FeedForward": ("w1", "w3", "w2"),
+}
+
+
+@rule(*_TWO, what="SiLU gate of two projections")
+def two_projections(self: Any, x: Tensor) -> Tensor:
+    act = getattr(self, "silu", None)  # Lumina's, in float32
+    if not ready_gate(x) or not quiet(act):
+        return plain(self, x)
+    gate, value, out = (getattr(self, n) for n in _TWO[class_name(self)])
+    return out(gated(gate, value, act or nn.functional.silu, x))
