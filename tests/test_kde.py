@@ -275,6 +275,48 @@ def test_laplace_corrected(backend, spread):
         torch.testing.assert_close(found["laplace_factor"], want / kernel.sum(1), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 16, 100])
+def test_fast_float64_keeps_to_its_bound(backend, dim):
+    """Sums in float32 about the data's mean, 1e3 deviations from 0, with queries at the mean and far from it."""
+    y, x = 1e3 + cloud(300, dim), 1e3 + torch.linspace(0, 3, 60, dtype=F64)[:, None] * cloud(60, dim, 1)
+    for h in (0.1 * math.sqrt(dim), math.sqrt(dim)):
+        got, bound = kde.log_prob(x, y, h, precision="fast", return_bound=True)
+        want = kde.log_prob(x, y, h)
+        assert got.dtype is F64 and not torch.equal(got, want)
+        assert ((got - want).abs() <= bound + 4e-7 * want.abs() + 2e-6).all()
+    names = ("score", "posterior_mean", "effective_sample_size", "nearest")
+    fast, exact = (kde.evaluate(x, y, h, outputs=names, precision=p) for p in ("fast", "highest"))
+    for name in names:
+        torch.testing.assert_close(fast[name], exact[name], rtol=1e-6, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
+    streamed = kde.KDEState(x, h, outputs=names[:2], precision="fast").update(y[:100]).update(y[100:]).result()
+    alone = kde.KDEState(x, h, outputs=names[1:2], precision="fast").update(y[:100]).update(y[100:]).result()
+    for found in (streamed, alone, {"posterior_mean": kde.posterior_mean(x, y, h, precision="fast")}):
+        assert (found["posterior_mean"] - exact["posterior_mean"]).abs().max() < 2e-5
+
+
+def test_fast_elsewhere():
+    """float32 has nothing faster; the sphere; derivatives; numbers beyond float32's squares stay in float64."""
+    x, y = cloud(20, 4, 1), cloud(50, 4)
+    single = (kde.log_prob(x.float(), y.float(), 0.8, precision=p) for p in ("fast", "high"))
+    assert torch.equal(*single)
+    assert kde.log_prob(x.numpy(), y.numpy(), 0.8, precision="fast").dtype == np.float64
+    sphere = [torch.nn.functional.normalize(t, dim=1) for t in (x, y)]
+    fast, exact = (kde.log_prob(*sphere, 0.5, kernel="vmf", precision=p) for p in ("fast", "high"))
+    torch.testing.assert_close(fast, exact, rtol=1e-6, atol=1e-5)
+    slopes = []
+    for precision in ("fast", "high"):
+        leaves = [t.clone().requires_grad_() for t in (x + 100, y + 100)]
+        slopes.append(torch.autograd.grad(kde.log_prob(*leaves, 0.8, precision=precision).sum(), leaves))
+    for a, b in zip(*slopes, strict=True):
+        assert a.dtype is F64
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for far, h in ((1e30 * y, 1e30), (y, 1e-30), (y, torch.tensor(1e-30, dtype=F64))):
+        fast, exact = (kde.log_prob(far[:3], far, h, precision=p) for p in ("fast", "high"))
+        assert torch.equal(fast, exact) and exact.isfinite().all()
+    laplacians = (kde.evaluate(x, y, 0.8, outputs=("laplacian",), precision=p)["laplacian"] for p in ("fast", "high"))
+    assert torch.equal(*laplacians)
+
+
 def test_laplace_corrected_integrates_to_one():
     x, y = torch.linspace(-9, 9, 4001, dtype=F64)[:, None], cloud(30, 1)
     value = kde.laplace_corrected(x, y, 0.5).value
@@ -438,7 +480,8 @@ def test_gradients_of_the_other_outputs(backend):
     h = torch.tensor(1.2, dtype=F64, requires_grad=True)
 
     def outputs(x, y, h):
-        return tuple(kde.evaluate(x, y, h, outputs=kde.OUTPUTS, exclude_self=False).values())
+        smooth = [name for name in kde.OUTPUTS if name != "nearest"]
+        return tuple(kde.evaluate(x, y, h, outputs=smooth, exclude_self=False).values())
 
     assert gradcheck(outputs, (x, y, h)) and gradgradcheck(outputs, (x, y, h))
 

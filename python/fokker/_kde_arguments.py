@@ -18,6 +18,7 @@ from .reference.kde import KERNELS as OP_KERNELS
 from .reference.kde import log_normalizer
 
 PRECISIONS = ("highest", "high", "fast")
+_LARGE = 1e15  # numbers whose squares, and those of what is as small, float32 can hold
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,6 +42,8 @@ class Call:
     numpy: bool
     #: a positive number, not a tensor that may hold NaN
     known_bandwidth: bool
+    #: (B, 1, d) float64, what was subtracted from queries and data
+    centre: Tensor | None = None
 
     @property
     def vmf(self) -> bool:
@@ -95,6 +98,24 @@ class Call:
     def widened(self) -> Call:
         """The same in float64."""
         return replace(self, x=self.x.double(), y=self.y.double())
+
+    def narrowed(self) -> Call:
+        """The same in float32 about the data's mean (not vmf's), or as it is where numbers are seen to be too large."""
+        x, y = self.x, self.y
+        centre = None
+        if not self.vmf and y.shape[1]:
+            centre = y.detach().mean(1, keepdim=True)
+            x, y = x - centre, y - centre
+        if host_may_look(x, y, self.bandwidth):
+            usual = (x.detach().abs() < _LARGE).all() & (y.detach().abs() < _LARGE).all()
+            h = self.bandwidth.detach()
+            if not bool(usual & ((h > 1 / _LARGE) & (h < _LARGE)).all()):
+                return self
+        return replace(self, x=x.float(), y=y.float(), centre=centre)
+
+    def placed(self, positions: Tensor) -> Tensor:
+        """Positions in the frame of the caller."""
+        return positions if self.centre is None else positions.double() + self.centre
 
     def with_bias(self, bias: Tensor) -> Call:
         """The same with one more bias on the data."""
@@ -253,7 +274,7 @@ def arrange(
         ) from None
     dtype = torch.promote_types(x.dtype, y.dtype)
     compute = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    if is_number(bandwidth) and not 1e-15 < bandwidth < 1e15:
+    if is_number(bandwidth) and not 1 / _LARGE < bandwidth < _LARGE:
         compute = torch.float64  # 1 / h^2 and (x / h)^2 leave float32's range
     count = math.prod(batch)
     h = _bandwidth(function, bandwidth, torch.Size((*batch, n, m)), x.device)
@@ -284,7 +305,7 @@ def arrange(
             c = replace(c, bias=per_datum if c.bias is None else c.bias + per_datum)
     elif h.shape[2] != 1:
         raise ValueError(f"{function}: kernel='vmf' needs one bandwidth, got one a datum")
-    return c
+    return c.narrowed() if precision == "fast" and dtype is torch.float64 else c
 
 
 def restore(c: Call, value: Tensor) -> Any:

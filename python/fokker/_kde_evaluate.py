@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kde_arguments import Call, arrange, host_may_look, restore
+from ._kde_arguments import PRECISIONS, Call, arrange, host_may_look, restore
 from ._kde_nearest import NAMES as NEAREST
 from ._kde_nearest import nearest
 from ._kde_ops import DELTA, SLOPE, SQUARE, VALUES
@@ -35,6 +35,7 @@ def evaluate(
     outside: float,
 ) -> dict[str, Any]:
     check_outputs(outputs, kernel)
+    precision = "highest" if "laplacian" in outputs and precision in PRECISIONS else precision
     c = arrange("kde", x, data, bandwidth, weights, kernel, nu, exclude_self, precision, KERNELS)
     summed = tuple(name for name in outputs if name not in NEAREST)
     found = _summed(c, summed, outside) if summed else {}
@@ -83,13 +84,13 @@ def posterior_sums(c: Call, mask: int) -> tuple[tuple[Tensor, ...], Tensor]:
         parts = c.sums(mask)
         near = c.x + parts[1]
         if not bool(far.any()):
-            return parts, near
+            return parts, c.placed(near)
     centre = data.mean(1, keepdim=True) if data.shape[1] else data.new_zeros(data.shape[0], 1, data.shape[2])
     centre = torch.where(centre.isfinite(), centre, 0.0)
     about = (c.y - centre).masked_fill_(data.isinf(), 0.0)  # a datum at infinity has no weight, and 0 * inf is NaN
     parts = c.sums(mask, about)
     found = torch.where((parts[0] == -torch.inf)[..., None], c.x, parts[1] + centre)
-    return parts, found if far is None else torch.where(far, found, near)
+    return parts, c.placed(found if far is None else torch.where(far, found, near))
 
 
 def check_outputs(outputs: Sequence[str], kernel: str) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def finish(
             value = mean + (c.x / h.square()).to(mean.dtype) if c.vmf else mean
             found[name] = torch.where((log_sum == -torch.inf)[..., None], outside, value) if outside != 0.0 else value
         elif name == "posterior_mean":
-            found[name] = c.x + mean * h.square().to(mean.dtype) if posterior is None else posterior
+            found[name] = c.placed(c.x + mean * h.square().to(mean.dtype)) if posterior is None else posterior
         elif name == "laplacian":
             if h.shape[2] != 1:
                 raise ValueError("laplacian needs one bandwidth or one a query, got one a datum")

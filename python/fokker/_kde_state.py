@@ -73,8 +73,9 @@ class KDEState:
         #: the sum of the weights, or the number of data, so far
         self.total = torch.zeros((), **wide)
 
-    def _arrange(self, data: Any) -> Call:
+    def _arrange(self, data: Any, exact: bool = False) -> Call:
         kernel, nu, exclude, precision, kernels = self._settings
+        precision = "highest" if exact or "laplacian" in self.outputs else precision
         c = arrange("KDEState", self._x, data, self._bandwidth, None, kernel, nu, exclude, precision, kernels)
         c = c.widened() if "laplacian" in self.outputs else c
         return replace(c, log_total=None)
@@ -193,7 +194,9 @@ class KDEState:
 
     def result(self) -> dict[str, Any]:
         """The outputs by name, as `fokker.kde.evaluate` returns them."""
-        c = replace(self._arrange(self._x[:0]), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total)))
+        c = replace(
+            self._arrange(self._x[:0], exact=True), log_total=torch.log(torch.where(self.total == 0, 1.0, self.total))
+        )
         dead = (self.log_sum == -torch.inf)[..., None]
         posterior = torch.where(dead, c.x, self.mean) if self._mask & VALUES else None
         found = finish(c, self._summed, self.log_sum, self.mean, self.square, self.spread, 0.0, posterior)

@@ -240,6 +240,7 @@ def _by_density_sums(
     h = h[:, None] if mixture.shared else h
     # alpha mu rounded to float32 would be another mixture
     centres = mixture.means if unmoved else alpha * mixture.means.double()
+    precision = "high" if precision == "fast" else precision
     c = arrange("mixture", x, centres, h, mixture.weights, "gaussian", 1.0, False, precision, ("gaussian",))
     found = {}
     if "log_prob" in names or "score" in names:

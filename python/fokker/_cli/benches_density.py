@@ -20,6 +20,7 @@ from .benches import Bench, on_threads
 def benches() -> Iterator[Bench]:
     """All of them; the dense opponents hold N x M arrays, which at these sizes fit in memory."""
     yield from _threads()
+    yield from _fast()
     yield from _mixtures()
     yield from _times()
     yield from _low_rank()
@@ -144,6 +145,20 @@ def _levels() -> Iterator[Bench]:
             },
             {"fokker by tiles": 1.0},
             elements=n,
+        )
+
+
+def _fast() -> Iterator[Bench]:
+    """Double-precision numbers summed in float32, within `fokker.kde.error_bound`, beside the sums in float64."""
+    for n, d in ((10_000, 2), (10_000, 16), (5_000, 64)):
+        g = torch.Generator().manual_seed(d)
+        x, y = (torch.randn(m, d, generator=g, dtype=torch.float64) for m in (n, 10_000))
+        call = functools.partial(kde.log_prob, x, y, 0.5 * math.sqrt(d))
+        yield Bench(
+            f"KDE log_prob of float64, precision fast, {n:,} x 10,000, d={d}",
+            {"fokker": functools.partial(call, precision="fast"), "fokker in float64": call},
+            {"fokker in float64": 1.5},
+            elements=n * 10_000,
         )
 
 
