@@ -8,8 +8,10 @@ import pytest
 pytest.importorskip("sklearn")
 from scipy import stats
 from sklearn import neighbors
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from fokker import kde
 from fokker.estimators import KernelDensity, LaplaceKernelDensity, SDKernelDensity
 
 ALPHA = 1e-6  # false alarms of a test on samples
@@ -84,13 +86,31 @@ def test_deviation_convention():
 def test_leave_one_out_bandwidth_is_a_maximum():
     y = np.random.default_rng(1).normal(size=(300, 2))
     model = KernelDensity(bandwidth="loo").fit(y)
-    from fokker import kde
 
     def likelihood(h):
         return float(kde.log_prob(y, y, h, exclude_self=True).mean())
 
     best = likelihood(model.bandwidth_)
     assert best > likelihood(model.bandwidth_ * 1.05) and best > likelihood(model.bandwidth_ / 1.05)
+
+
+@pytest.mark.parametrize("kernel", ["tophat", "epanechnikov"])
+def test_leave_one_out_bandwidth_of_a_compact_kernel_reaches_an_outlier(kernel):
+    """Below the distance to its nearest datum the likelihood is -inf, and there is nothing to compare."""
+    y = np.concatenate([np.random.default_rng(1).normal(size=(100, 1)), [[50.0]]])
+
+    def likelihood(h):
+        return float(kde.log_prob(y, y, h, kernel=kernel, exclude_self=True).mean())
+
+    h = KernelDensity(bandwidth="loo", kernel=kernel).fit(y).bandwidth_
+    grid = [likelihood(t) for t in np.geomspace(1.0, 500.0, 60)]
+    assert likelihood(h) > max(grid) - 0.02
+
+
+def test_leave_one_out_of_repeated_rows_warns():
+    y = np.random.default_rng(1).normal(size=(20, 2)).repeat(2, 0)
+    with pytest.warns(ConvergenceWarning, match="grows to an end of the search"):
+        KernelDensity(bandwidth="loo").fit(y)
 
 
 def test_debiasing_lowers_the_bias():

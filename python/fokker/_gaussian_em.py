@@ -61,9 +61,6 @@ class Rows(NamedTuple):
     labels: Tensor | None
 
 
-Share = Callable[[int, int, Tensor], Tensor]
-
-
 def expect(rows: Rows, now: Parameters, fixed: Tensor | None = None) -> Sums:
     """The E step: responsibilities, in tiles, and what the M step needs of them.
 

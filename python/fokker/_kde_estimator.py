@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -29,7 +31,8 @@ class KernelDensity(DensityMixin, BaseEstimator):
     Args:
         bandwidth: a number; "scott", n^(-1/(d+4)); "silverman", (n (d+2) / 4)^(-1/(d+4)) (both as scikit-learn, with n
             the number of rows or, with weights, (sum w)^2 / sum w^2); or "loo", the maximum of the leave-one-out
-            likelihood (Duin 1976).
+            likelihood (Duin 1976); a warning where that grows to an end of the search, as it does for h -> 0 where
+            every row has an equal.
         kernel: one of `fokker.kde.KERNELS` but vmf.
         nu: degrees of freedom of student_t.
         bandwidth_convention: "radius", h as in the kernel's formula (scikit-learn); "deviation", the standard deviation
@@ -205,7 +208,8 @@ class LaplaceKernelDensity(KernelDensity):
 
 
 def _leave_one_out(data: np.ndarray, w: np.ndarray | None, kernel: str, nu: float, size: float) -> float:
-    # golden-section search of the mean leave-one-out log density over log h, around the rule of thumb
+    # golden-section search of the mean leave-one-out log density over log h, around the rule of thumb; of a compact
+    # kernel above the bandwidths at which some row has no other within reach, where that is -inf
     n, d = data.shape
     if n < 2:
         raise ValueError(f"bandwidth='loo' needs at least two rows, got n_samples = {n}")
@@ -222,6 +226,12 @@ def _leave_one_out(data: np.ndarray, w: np.ndarray | None, kernel: str, nu: floa
 
     start = math.log(spread * size ** (-1 / (d + 4)))
     low, high = start - 4.0, start + 3.0
+    ends = low, high
+    if kernel in ("epanechnikov", "tophat", "linear", "cosine"):
+        found = kde.evaluate(x, x, 1.0, outputs=("nearest_distance",), weights=w, exclude_self=True)
+        apart = float(np.max(found["nearest_distance"].double().numpy()[weights > 0]))
+        low = max(low, math.log(apart)) if 0 < apart < math.inf else low
+        high = max(high, low + 3.0)
     ratio = 0.5 * (math.sqrt(5.0) - 1.0)
     a, b = high - ratio * (high - low), low + ratio * (high - low)
     fa, fb = likelihood(a), likelihood(b)
@@ -234,6 +244,12 @@ def _leave_one_out(data: np.ndarray, w: np.ndarray | None, kernel: str, nu: floa
             low, a, fa = a, b, fb
             b = low + ratio * (high - low)
             fb = likelihood(b)
+    if low == ends[0] or high == ends[1]:
+        warnings.warn(
+            f"bandwidth='loo': the leave-one-out likelihood grows to an end of the search, h = {math.exp(a):.3g}",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
     return math.exp(0.5 * (low + high))
 
 

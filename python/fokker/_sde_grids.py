@@ -7,7 +7,7 @@ Each function takes a process and the number of steps. The last time is the proc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,3 @@ def make_times(process: Any, steps: int | None, times: Any, grid: str | Callable
         raise ValueError(f"grid must be one of {', '.join(GRIDS)} or a function, got {grid!r}")
     made = GRIDS[grid](process, steps) if isinstance(grid, str) else grid(process, steps)
     return check_times(process, made.flip(0) if forward and made[0] > made[-1] else made, forward)
-
-
-def sequence_of(values: Sequence[float] | Tensor) -> list[float]:
-    """Times as Python floats."""
-    return [float(v) for v in values]
