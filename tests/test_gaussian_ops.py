@@ -64,6 +64,10 @@ def test_instruction_sets(isa):
             got = gaussian_joint(*(t.to(dtype) for t in (x, mean, root, bias)), True, True)
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound)
+            odd = x.to(dtype).clone()
+            odd[7, 2] = torch.nan
+            log_sum, shares = gaussian_joint(odd, *(t.to(dtype) for t in (mean, root, bias)), True, True)
+            assert log_sum.isnan().nonzero().tolist() == [[7]] and shares[:, 7].isnan().all()
     finally:
         _native.cpu.set_isa(before)
 

@@ -76,7 +76,9 @@ void reduce(T* __restrict joint, std::int64_t k, std::int64_t width, bool shares
     const Vec<T> finite = top - top == zero ? top : zero;  // all -inf: the sum below is 0 and its log -inf
     Vec<T> sum{};
     for (std::int64_t c = 0; c < k; ++c) {
-      const Vec<T> e = exp2(Vec<T>((load(joint + c * width + q) - finite) * all(static_cast<T>(kLog2E))));
+      const Vec<T> logit = load(joint + c * width + q);
+      Vec<T> e = exp2(Vec<T>((logit - finite) * all(static_cast<T>(kLog2E))));
+      e = logit == logit ? e : logit;  // a NaN shows
       sum += e;
       if (shares) store(joint + c * width + q, e);
     }
