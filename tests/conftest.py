@@ -43,3 +43,15 @@ def backend(request):
     """Each backend of FUSED in turn, selected for the length of the test."""
     with fokker.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request):
+    """Each instruction set of the CPU kernels in turn, for the length of the test."""
+    before = _native.cpu.isa()
+    try:
+        _native.cpu.set_isa(request.param)
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    _native.cpu.set_isa(before)

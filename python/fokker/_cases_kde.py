@@ -155,56 +155,9 @@ def _diagonals(rows: int, dtype: torch.dtype, generator: torch.Generator, k: int
     return x, means, covariance.diagonal(dim1=-2, dim2=-1).contiguous(), weights
 
 
-def _gaussian_truth(name: str, diagonal: bool) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
-    # the dense definition, with its own factorisations
-    def rows(dtype: torch.dtype) -> list[tuple[Arguments, Tensor, Tensor]]:
-        if dtype not in (torch.float32, torch.float64):
-            return []
-        args = (_diagonals if diagonal else _gaussians)(300, dtype, torch.Generator().manual_seed(20260211))
-        dense = (*args[:2], torch.diag_embed(args[2]) if diagonal else args[2], args[3])
-        hi = getattr(reference_mixture, name)(*dense, _ALPHA, _SIGMA)
-        return [(args, hi, torch.zeros_like(hi))]
-
-    return rows
-
-
-def _gaussian_call(name: str, diagonal: bool) -> Callable[..., Tensor]:
-    def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor) -> Tensor:
-        m = mixture.Mixture(means, covariance, weights, "diag" if diagonal else "full")
-        return mixture.evaluate(x, m, outputs=(name,), alpha=_ALPHA, sigma=_SIGMA)[name]
-
-    return call
-
-
-_ALPHA, _SIGMA = 0.8, 0.6
-for _name, _metric, _diagonal in (
-    ("log_prob", "mixed", False),
-    ("score", "scaled", False),
-    ("log_prob", "mixed", True),
-    ("posterior_mean", "scaled", True),
-    ("responsibilities", "mixed", True),
-):
-    _maker = _diagonals if _diagonal else _gaussians
-    add(
-        Case(
-            name=f"gaussian_mixture_{_name}{'_diag' if _diagonal else ''}",
-            call=_gaussian_call(_name, _diagonal),
-            make=_maker,
-            # float32 is computed in float64 and rounded once
-            tolerance={torch.float64: 1e-12, torch.float32: 2e-7},
-            metric=_metric,
-            truth=_gaussian_truth(_name, _diagonal),
-            gentle=lambda g, make=_maker: make(4, torch.float64, g, 2, 3),
-            gradients=(0, 1, 2, 3),
-            order=1 if _name == "responsibilities" else 2,
-            elementwise=False,
-            flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
-        )
-    )
-
-
-# every query at a diffusion time t of its own: alpha = cos t, sigma = sin t
 def _timed(make: Callable[..., Arguments]) -> Callable[..., Arguments]:
+    """The same with a diffusion time t for every query, at alpha = cos t and sigma = sin t."""
+
     def timed(rows: int, dtype: torch.dtype, generator: torch.Generator, *sizes: int) -> Arguments:
         args = make(rows, dtype, generator, *sizes)
         return *args, (0.1 + 1.4 * torch.rand(rows, generator=generator, dtype=torch.float64)).to(dtype)
@@ -212,42 +165,59 @@ def _timed(make: Callable[..., Arguments]) -> Callable[..., Arguments]:
     return timed
 
 
-def _timed_call(name: str, kind: str) -> Callable[..., Tensor]:
-    def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor, t: Tensor) -> Tensor:
-        m, t = mixture.Mixture(means, covariance, weights, kind), t.double()
-        return mixture.evaluate(x, m, outputs=(name,), alpha=torch.cos(t), sigma=torch.sin(t))[name]
-
-    return call
+def _noise(time: Tensor | None) -> tuple[Any, Any]:
+    return (0.8, 0.6) if time is None else (torch.cos(time.double()), torch.sin(time.double()))
 
 
-def _timed_truth(
+def _gaussian_truth(
     name: str, make: Callable[..., Arguments]
 ) -> Callable[[torch.dtype], list[tuple[Arguments, Tensor, Tensor]]]:
+    # the dense definition, with its own factorisations
     def rows(dtype: torch.dtype) -> list[tuple[Arguments, Tensor, Tensor]]:
         if dtype not in (torch.float32, torch.float64):
             return []
-        args = make(300, dtype, torch.Generator().manual_seed(20261129))
-        x, means, covariance, weights, t = (a.double() for a in args)
+        args = make(300, dtype, torch.Generator().manual_seed(20260211))
+        x, means, covariance, weights, *time = args
         dense = torch.diag_embed(covariance) if covariance.dim() == 2 else covariance
-        hi = getattr(reference_mixture, name)(x, means, dense, weights, torch.cos(t), torch.sin(t))
+        hi = getattr(reference_mixture, name)(x, means, dense, weights, *_noise(*time or (None,)))
         return [(args, hi, torch.zeros_like(hi))]
 
     return rows
 
 
-for _name, _metric, _kind in (("score", "scaled", "diag"), ("log_prob", "mixed", "full")):
-    _maker = _timed(_diagonals if _kind == "diag" else _gaussians)
+def _gaussian_call(name: str, diagonal: bool) -> Callable[..., Tensor]:
+    def call(x: Tensor, means: Tensor, covariance: Tensor, weights: Tensor, time: Tensor | None = None) -> Tensor:
+        m = mixture.Mixture(means, covariance, weights, "diag" if diagonal else "full")
+        alpha, sigma = _noise(time)
+        return mixture.evaluate(x, m, outputs=(name,), alpha=alpha, sigma=sigma)[name]
+
+    return call
+
+
+for _name, _metric, _diagonal, _by_time in (
+    ("log_prob", "mixed", False, False),
+    ("score", "scaled", False, False),
+    ("log_prob", "mixed", True, False),
+    ("posterior_mean", "scaled", True, False),
+    ("responsibilities", "mixed", True, False),
+    ("log_prob", "mixed", False, True),
+    ("score", "scaled", True, True),
+):
+    _maker = _diagonals if _diagonal else _gaussians
+    _maker = _timed(_maker) if _by_time else _maker
     add(
         Case(
-            name=f"gaussian_mixture_{_name}_by_time_{_kind}",
-            call=_timed_call(_name, _kind),
+            name=f"gaussian_mixture_{_name}{'_diag' if _diagonal else ''}{'_by_time' if _by_time else ''}",
+            call=_gaussian_call(_name, _diagonal),
             make=_maker,
+            # float32 is computed in float64 and rounded once
             tolerance={torch.float64: 1e-12, torch.float32: 2e-7},
             metric=_metric,
-            truth=_timed_truth(_name, _maker),
+            truth=_gaussian_truth(_name, _maker),
             gentle=lambda g, make=_maker: make(4, torch.float64, g, 2, 3),
-            gradients=(0, 1, 2, 3, 4),
+            gradients=(0, 1, 2, 3, 4) if _by_time else (0, 1, 2, 3),
+            order=1 if _name == "responsibilities" else 2,
             elementwise=False,
-            flops=6 * ((12 if _kind == "diag" else 12 * 12) * 2.0 + 8 * 12),
+            flops=6 * ((12 if _diagonal else 12 * 12) * 2.0 + 4 * 12),
         )
     )
