@@ -338,6 +338,17 @@ def test_preconditioning(form):
     assert torch.equal(half, fed.bfloat16())
 
 
+@pytest.mark.parametrize("form", ["edm", "vp", "ve"])
+def test_preconditioning_without_noise(form):
+    """sigma = 0, where a sampler ends: the image itself, and finite derivatives."""
+    x, f, sigma = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4), torch.zeros(1, requires_grad=True)
+    out = denoiser.edm_precondition_out(x, f, sigma, 0.5, form=form)
+    fed = denoiser.edm_precondition_in(x, sigma, 0.5, form=form)[0]
+    assert torch.equal(out, x) and torch.equal(fed, 2 * x if form == "edm" else x)
+    (slope,) = torch.autograd.grad(out.sum(), sigma)
+    torch.testing.assert_close(slope, (-1 if form == "vp" else 1) * f.sum()[None], rtol=1e-5, atol=1e-5)
+
+
 def test_magnitudes_are_kept():
     g = torch.Generator().manual_seed(4)
     a, b = torch.randn(64, 30, 50, generator=g), torch.randn(64, 90, 50, generator=g)

@@ -212,6 +212,32 @@ def test_out(backend):
         assert all(torch.equal(a, b) for a, b in zip(run(*half, out=half), once, strict=True))
 
 
+@pytest.mark.parametrize("backend", NATIVE)
+def test_nothing_is_kept_for_backward_but_the_arguments(backend):
+    device = device_of(backend)
+    qkv = torch.randn(2, 5, 3 * 4 * 8, device=device).requires_grad_()
+    w = torch.randn(8, device=device).requires_grad_()
+    cos, sin = denoiser.rope_table(torch.arange(5, device=device), 8)
+    q, k = qkv[..., :64].unflatten(-1, (2, 4, 8)).permute(2, 0, 3, 1, 4)
+    calls = {
+        "qk_norm_rope": lambda: denoiser.qk_norm_rope(q, k, w, w, cos, sin),
+        "qkv_norm_rope": lambda: denoiser.qkv_norm_rope(qkv, 4, w, w, cos, sin),
+        "swiglu": lambda: denoiser.swiglu(qkv),
+        "geglu": lambda: denoiser.geglu(qkv),
+        "pixel_norm": lambda: denoiser.pixel_norm(qkv),
+    }
+    memory = {t.untyped_storage().data_ptr() for t in (qkv, w, cos, sin)}
+    for name, call in calls.items():
+        kept = []
+        with (
+            fokker.use_backend(backend),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t),
+        ):
+            call()
+        large = [tuple(t.shape) for t in kept if t.numel() > 128 and t.untyped_storage().data_ptr() not in memory]
+        assert kept and not large, (name, large)
+
+
 def test_empty_batches():
     w = torch.ones(8)
     q, k = denoiser.qk_norm_rope(torch.ones(0, 2, 3, 8, requires_grad=True), torch.ones(0, 2, 3, 8), w, w)

@@ -88,6 +88,24 @@ def test_float32_is_accurate_from_collapse_to_flat(backend, dim, offset):
         assert ((got - want).abs() <= 4e-7 * size + 2e-6).all(), (h, (got - want).abs().max())
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="long double is no longer than double here")
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("dim", [1, 3, 7, 16, 784, 4096])
+def test_float64_is_accurate_from_collapse_to_flat(backend, dim, offset):
+    """1e-12 max(1, |log p|), judged by pairwise differences in 64-bit significands."""
+    y = cloud(25, dim) + offset
+    x = torch.cat([y[:3] + 0.02 * cloud(3, dim, 3), cloud(3, dim, 4) + offset, 3 * cloud(2, dim, 5) + offset])
+    wide = x.numpy().astype(np.longdouble)[:, None] - y.numpy().astype(np.longdouble)
+    square = (wide * wide).sum(-1)
+    for h in (0.02, 0.5, 10.0 * math.sqrt(dim)):
+        t = -square / (2 * np.longdouble(h) ** 2)
+        top = t.max(1, keepdims=True)
+        mean = top[:, 0] + np.log(np.exp(t - top).mean(1))
+        want = mean - dim * (np.log(np.longdouble(h)) + np.log(2 * np.pi * np.longdouble(1)) / 2)
+        got = kde.log_prob(x, y, h).numpy()
+        assert (abs(got - want) <= 1e-12 * np.maximum(1, abs(want))).all(), (h, abs(got - want).max())
+
+
 @pytest.mark.parametrize("dim", [5, 16, 64])
 def test_float32_is_accurate_where_data_repeat(backend, dim):
     """The rounding errors of copies are one: they do not average out in a sum."""
@@ -357,6 +375,18 @@ def test_nan_touches_its_row_only(backend):
     assert got[2].isnan() and torch.equal(got[[0, 1, 3, 4]], plain[[0, 1, 3, 4]])
     y[5, 0] = math.nan
     assert kde.log_prob(x, y, 1.0).isnan().all()
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "matern32", "epanechnikov"])
+def test_a_weight_of_zero_is_no_datum(backend, kernel):
+    x, y, w = cloud(5, 3), cloud(8, 3, 1), torch.rand(8, dtype=F64)
+    w[[1, 4]] = 0
+    y[4] = x[0]  # the nearest of all, but for its weight
+    some = w > 0
+    for name in ("log_prob", "score", "effective_sample_size"):
+        found = kde.evaluate(x, y, 2.0, kernel=kernel, weights=w, outputs=(name,))[name]
+        want = kde.evaluate(x, y[some], 2.0, kernel=kernel, weights=w[some], outputs=(name,))[name]
+        torch.testing.assert_close(found, want, rtol=1e-13, atol=1e-13)
 
 
 def test_single_points_and_duplicates(backend):

@@ -12,6 +12,7 @@ with Z_d the kernel's integral over R^d. Kernels, at z = |x - y| / h:
     matern32      (1 + sqrt3 z) exp(-sqrt3 z)        linear        max(0, 1 - z)
     matern52      (1 + sqrt5 z + 5 z^2 / 3) exp(-sqrt5 z)     cosine   cos(pi z / 2) for z < 1
     vmf           exp(x.y / h^2) on the unit sphere: von Mises-Fisher with concentration 1 / h^2
+                  (rows are taken to be unit vectors; they are neither checked nor divided by their length)
 
 Bandwidths broadcast against the pairs (..., N, M) and vary along at most one of the two: a number or ``()``, ``(N, 1)``
 for one a query, ``(M,)`` for one a datum. Queries and data are torch tensors or NumPy arrays (then so are the results);
