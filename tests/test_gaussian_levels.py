@@ -7,7 +7,7 @@ import torch
 
 import fokker
 from fokker import _native, mixture
-from fokker._gaussian_levels import gaussian_levels
+from fokker._gaussian_levels import gaussian_levels, log_density
 from fokker._gaussian_tiles import mixture_sums
 
 KINDS = ("isotropic", "diag", "full", "lowrank")
@@ -132,6 +132,30 @@ def test_tiles_agree(kind):
     for name, value in zip(names, want, strict=True):
         value = value.sqrt() if name == "mahalanobis" else value
         torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12, msg=lambda s, n=name: f"{n}: {s}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_in_x(kind, monkeypatch):
+    """The score of the pass that made the density, to second order by tiles; those alone say the same."""
+    g = torch.Generator().manual_seed(12)
+    x, means, w = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((6, 4), (3, 4), (3, 4, 2)))
+    t = torch.rand(3, generator=g, dtype=torch.float64) + 0.2
+    dense = w @ w.mT + t[:, None, None] * torch.eye(4, dtype=torch.float64)
+    covariance = {"isotropic": t, "diag": dense.diagonal(dim1=1, dim2=2), "lowrank": (w, t), "full": dense}[kind]
+    m = mixture.Mixture(means, covariance, None, kind)
+    level = {"alpha": torch.rand(6, generator=g).double(), "sigma": torch.rand(6, generator=g).double() + 0.2}
+    x.requires_grad_()
+    passes = []
+    monkeypatch.setattr(mixture, "log_density", lambda *a: passes.append(1) or log_density(*a))
+    slope = torch.autograd.grad(mixture.log_prob(x, m, **level).sum(), x)[0]
+    assert passes
+    torch.testing.assert_close(slope, mixture.score(x.detach(), m, **level), rtol=1e-13, atol=1e-13)
+    density = lambda v: mixture.log_prob(v, m, **level)  # noqa: E731
+    assert torch.autograd.gradcheck(density, (x,)) and torch.autograd.gradgradcheck(density, (x,))
+    single = x.detach().float().requires_grad_()
+    again = torch.autograd.grad(mixture.log_prob(single, m, **level).sum(), single)[0]
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again.double(), slope, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_input():

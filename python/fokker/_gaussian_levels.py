@@ -3,7 +3,7 @@
 C_ki = a_i^2 S_k + s_i I is diagonal in a basis of the component's own, whatever the level: isotropic and diagonal
 covariances in the coordinates', full ones in their eigenvectors', low-rank ones W W^T + t I, with W^T W = V diag(g)
 V^T, in the columns of W V and what is orthogonal to them. So a pair costs a reciprocal a number and one logarithm
-besides products with the basis. Where a derivative is wanted, `_gaussian_tiles` computes the same.
+besides products with the basis. Where derivatives are wanted but that of log p in x, `_gaussian_tiles` does the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _backend
 from ._gaussian_ops import _matrix, _points, row_tiles
-from ._gaussian_tiles import _LOG_2_PI, DISTANCE, MEAN, SCORE, SHARES, Factors
+from ._gaussian_tiles import _LOG_2_PI, DISTANCE, MEAN, SCORE, SHARES, Factors, mixture_sums
 from ._op import Kernel, Op, TritonModule, _functorch_level, _is_compiling, native_kernels
 from .reference import mixture as reference
 
@@ -118,3 +118,30 @@ def level_sums(
     return {"log_prob": found[0]} | {
         name: t.mT if names[name] in (SHARES, DISTANCE) else t for name, t in asked.items()
     }
+
+
+class _LogDensity(torch.autograd.Function):
+    """The log density, whose gradient in x is the score of the same pass; a second derivative by tiles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, arguments: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+        found = level_sums(x, *arguments, SCORE, dtype)
+        ctx.save_for_backward(x, found["score"])
+        ctx.rest = arguments, dtype
+        return found["log_prob"]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, score = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return (grad[:, None] * score).to(x.dtype), None, None
+        arguments, dtype = ctx.rest
+        log_p = mixture_sums(x, *arguments, 0, dtype)[0]
+        return *torch.autograd.grad(log_p, x, grad, create_graph=True), None, None
+
+
+def log_density(
+    x: Tensor, alpha: Tensor, noise: Tensor, log_w: Tensor, mean: Tensor, factors: Factors, dtype: torch.dtype
+) -> Tensor:
+    """log p (n,), differentiable in x alone."""
+    return _LogDensity.apply(x, (alpha, noise, log_w, mean, factors), dtype)

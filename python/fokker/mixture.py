@@ -17,10 +17,10 @@ queries and components go to the fused sums of `fokker.kde`. Others at one noise
 itself) go to kernels by a root of each inverse covariance (if full, a Cholesky factorisation a component and call, then
 O(d^2) a pair). Queries at a level each (training's diffusion times), and low rank, go to a kernel in the components'
 eigenvectors, by one eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity and the
-matrix determinant lemma. Torch ops, tile by tile, do the same where derivatives are wanted (at many levels, or of low
-rank at d > 128 or of few queries), under torch.compile, and for full and low-rank covariances on a GPU. All in float64
-with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8 of it in float32, is all that is
-lost), in the dtype of x with "high".
+matrix determinant lemma, with the gradient of log p in x. Torch ops, tile by tile, do the same where other derivatives
+are wanted (at many levels, or of low rank at d > 128 or of few queries), under torch.compile, and for full and low-rank
+covariances on a GPU. All in float64 with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8
+of it in float32, is all that is lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._gaussian_levels import level_sums, takes
+from ._gaussian_levels import level_sums, log_density, takes
 from ._gaussian_parameters import Mixture, noise_level
 from ._gaussian_sampling import sample
 from ._gaussian_tiles import DISTANCE, MEAN, SCORE, SHARES, _transformed, mixture_sums
@@ -145,12 +145,14 @@ def evaluate(
     unmoved = is_number(alpha) and alpha == 1
     compute = torch.float64 if precision == "highest" or dtype is torch.float64 else torch.float32
 
-    free = takes(mixture.covariance_type, x, *level, mixture.means, mixture.weights, *mixture._parts)
+    constants = (mixture.covariance_type, *level, mixture.means, mixture.weights, *mixture._parts)
+    free = takes(*constants, x)
+    sloped = not mask and not free and takes(*constants)
 
     def run(rows: Tensor, *level: Tensor) -> dict[str, Tensor]:
         if _fused(mixture, mask, free, *level):
             return _by_density_sums(rows, mixture, *level, unmoved, names, precision)
-        return _by_components(rows, mixture, *level, mask, compute, free)
+        return _by_components(rows, mixture, *level, mask, compute, free, sloped)
 
     groups = None if _fused(mixture, mask, free, *level) else _levels(mixture, free, *level)
     # the products below are in the dtype that was chosen
@@ -201,8 +203,9 @@ def _at_each(
 
 
 def _by_components(
-    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype, free: bool
-) -> dict[str, Tensor]:
+    x: Tensor, mixture: Mixture, alpha: Tensor, sigma: Tensor, mask: int, compute: torch.dtype, free: bool,
+    sloped: bool,
+) -> dict[str, Tensor]:  # fmt: skip
     noise, log_w, kind = sigma.square(), mixture.log_weights(), mixture.covariance_type
     rooted = alpha.shape[0] == sigma.shape[0] == 1 and (kind != "lowrank" or root_pays(*x.shape))
     if free and not (rooted and (kind in ("full", "diag") or (kind == "isotropic" and not mask))):
@@ -210,6 +213,8 @@ def _by_components(
     elif rooted:
         means, covariance = mixture.means.double(), mixture.symmetric()
         found = whitened_sums(x, alpha, noise, log_w, means, kind, covariance, mask, compute)
+    elif sloped:
+        found = {"log_prob": log_density(x, alpha, noise, log_w, mixture.means, mixture.factors(), compute)}
     else:
         sums = mixture_sums(x, alpha, noise, log_w, mixture.means, mixture.factors(), mask, compute)
         wanted = ("log_prob", *(n for n in OUTPUTS if n != "log_prob" and mask & OUTPUTS[n]))
