@@ -94,6 +94,20 @@ def benches() -> Iterator[Bench]:
             bytes=16 * numbers,
             note="ours into tensors, the others into new ones",
         )
+        halves = [t.bfloat16() for t in args]
+        half_out, half_other = torch.empty_like(halves[0]), torch.empty_like(halves[0])
+        yield Bench(
+            f"group norm, FiLM, SiLU {label.replace('float32', 'bfloat16')}, {layout}, into a tensor",
+            {
+                "fokker": functools.partial(_ours, *halves, out=half_out),
+                "copy of as many bytes": functools.partial(half_other.copy_, halves[0]),
+                "torch.compile": functools.partial(torch.compile(_compiled_into), half_out, *halves),
+                "torch": functools.partial(_eager_into, half_out, *halves),
+            },
+            elements=numbers,
+            bytes=4 * numbers,
+            note="all write into the same tensor",
+        )
         leaves = [t.detach().clone().requires_grad_() for t in args]
         yield Bench(
             f"group norm, FiLM, SiLU {label}, {layout}, forward and backward",
