@@ -130,34 +130,43 @@ template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::i
   }
 }
 
-// Sums of a group of queries, all with a top, by sum_tile; false, with nothing done, where one has to be raised or a
-// datum left out.
-template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, const SumTiles<T, A>& sum, const A* x,
-                                                const A* top, std::int64_t column, std::int64_t count, int first,
-                                                int rows, T* tile) {
-  double high = b.rows[first].top, low = high;
+// Sums of a group of queries, all with a top, by sum_tile; false, with nothing added, where a datum is left out or a sum
+// overflows.
+template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, const SumTiles<T, A>& sum, const A* x, A* top,
+                                                std::int64_t column, std::int64_t count, int first, int rows, T* tile) {
   for (int r = 0; r < rows; ++r) {
     const std::int64_t j = excluded(b, first + r, column);
     if (j >= 0 && j < count) return false;
-    high = std::max(high, b.rows[first + r].top), low = std::min(low, b.rows[first + r].top);
   }
-  const bool shared = !b.exact_square && high - low < kLevel;
-  const double common = std::max(std::abs(high), std::abs(low)) < kLevel ? 0 : high;  // 0: term - top does not round
-  A level[kRows];
-  std::fill(level, level + kRows, static_cast<A>(common));
-  double sums[kRows], squares[kRows];
-  (shared ? sum.shared : sum.each)(b, x, shared ? level : top, column, count, tile, sums, squares);
-  for (int r = 0; r < rows; ++r)
-    if (!(sums[r] < kMostSum)) return false;
-  T factor[kRows] = {};
-  for (int r = 0; r < rows; ++r) {
-    KdeRow& row = b.rows[first + r];
-    const double up = shared ? math::detail::pow2(common - row.top) : 1;
-    row.sum += up * sums[r], row.slope += up * sums[r], row.square += up * up * squares[r];
-    row.fresh = false, factor[r] = static_cast<T>(up);
+  KdeRow* state = b.rows + first;
+  for (;;) {
+    double high = state[0].top, low = high;
+    for (int r = 0; r < rows; ++r) high = std::max(high, state[r].top), low = std::min(low, state[r].top);
+    const bool shared = !b.exact_square && high - low < kLevel;
+    const double common = std::max(std::abs(high), std::abs(low)) < kLevel ? 0 : high;  // 0: term - top does not round
+    A level[kRows];
+    std::fill(level, level + kRows, static_cast<A>(common));
+    double sums[kRows], squares[kRows];
+    (shared ? sum.shared : sum.each)(b, x, shared ? level : top, column, count, tile, sums, squares);
+    bool raised = false;
+    for (int r = 0; r < rows; ++r) {
+      if (sums[r] < kMostSum) continue;
+      if (!(sums[r] < math::infinity<double>())) return false;
+      const double up = std::ceil(std::log2(sums[r] / static_cast<double>(count))) + (shared ? common - state[r].top : 0);
+      raise_top(state[r], up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
+      top[r] = static_cast<A>(state[r].top), raised = true;
+    }
+    if (raised) continue;
+    T factor[kRows] = {};
+    for (int r = 0; r < rows; ++r) {
+      KdeRow& row = state[r];
+      const double up = shared ? math::detail::pow2(common - row.top) : 1;
+      row.sum += up * sums[r], row.slope += up * sums[r], row.square += up * up * squares[r];
+      row.fresh = false, factor[r] = static_cast<T>(up);
+    }
+    if (b.values) add_values(b, tile, column, count, rows, factor, b.sums + first * b.value_stride);
+    return true;
   }
-  if (b.values) add_values(b, tile, column, count, rows, factor, b.sums + first * b.value_stride);
-  return true;
 }
 
 // Tops from the first panel: where exponents are rounded to a narrower T they must be small, and sum_tile needs them.
