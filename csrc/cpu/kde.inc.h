@@ -130,8 +130,8 @@ template <typename T, typename A> void leave_out(const KdeBlock<T, A>& b, std::i
   }
 }
 
-// Sums of a group of queries, all with a top, by sum_tile; false, with nothing added, where a datum is left out or a sum
-// overflows.
+// Sums of a group of queries, all with a top, by sum_tile; false, with nothing added, where a datum is left out or a
+// sum overflows.
 template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, const SumTiles<T, A>& sum, const A* x, A* top,
                                                 std::int64_t column, std::int64_t count, int first, int rows, T* tile) {
   for (int r = 0; r < rows; ++r) {
@@ -152,7 +152,8 @@ template <typename T, typename A> bool add_tile(const KdeBlock<T, A>& b, const S
     for (int r = 0; r < rows; ++r) {
       if (sums[r] < kMostSum) continue;
       if (!(sums[r] < math::infinity<double>())) return false;
-      const double up = std::ceil(std::log2(sums[r] / static_cast<double>(count))) + (shared ? common - state[r].top : 0);
+      const double up =
+          std::ceil(std::log2(sums[r] / static_cast<double>(count))) + (shared ? common - state[r].top : 0);
       raise_top(state[r], up, true, b.value_stride, b.sums + (first + r) * b.value_stride);
       top[r] = static_cast<A>(state[r].top), raised = true;
     }
