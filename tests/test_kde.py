@@ -208,6 +208,25 @@ def test_bandwidths_beyond_the_range_of_float32(backend, h):
     torch.testing.assert_close(kde.log_prob(x * scale, y * scale, h), want.float(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dim", [2, 4, 9])
+@pytest.mark.parametrize("unit", [1e-15, 1e-9, 1e9])
+def test_the_unit_of_length_does_not_matter(backend, unit, dim):
+    """Of data in metres or nanometres: weights far below one times small offsets do not underflow to nothing."""
+    y, w = cloud(60, dim).float(), torch.rand(60, dtype=F64, generator=torch.Generator().manual_seed(2))
+    x = cloud(40, dim, 1).float()
+    for h in (0.1 * unit, torch.full((40, 1), 0.1 * unit, dtype=F64)):
+        a, b = x * unit, y * unit
+        logits = -0.5 * (a.double()[:, None] - b.double()).square().sum(-1) / (0.1 * unit) ** 2
+        assert logits.amax(1).min() < -70
+        mean = torch.softmax(logits + w.log(), 1) @ b.double()
+        found = kde.evaluate(a, b, h, weights=w, outputs=("score", "log_prob"))
+        torch.testing.assert_close(
+            found["score"].double() * unit, (mean - a.double()) / (0.01 * unit), rtol=1e-4, atol=1e-3
+        )
+        got = kde.posterior_mean(a, b, h if isinstance(h, float) else h[:, 0], weights=w)
+        torch.testing.assert_close(got.double() / unit, mean / unit, rtol=0, atol=5e-6)
+
+
 @pytest.mark.parametrize("sigma", [1e-3, 80.0, 1e6])
 def test_denoising_in_float32_is_good_to_the_rounding_of_the_data(backend, sigma):
     """As x + sigma^2 score it would be off by the rounding of x, which is sigma times as large."""

@@ -48,6 +48,7 @@ template <typename T, typename A> class KdePass {
     b.place = tiles ? tiles->place.data() : nullptr;
     kernel_ = choose_kernel(small), centre_ = choose_centre(), shape_ = choose_shape()(nullptr);
     dv_ = relative_ ? call.d : call.dv;
+    if (small) faint_bits_ = kde_faint_bits<T>(call);
     const bool sums = small ? b.form != KdeForm::sum : b.values;
     const std::int64_t vectors = sums ? ceil_div(dv_, shape_.lanes) : 0, wide = shape_.panel_vectors;
     b.value_stride = vectors * shape_.lanes;
@@ -173,7 +174,7 @@ template <typename T, typename A> class KdePass {
     double least = kInfinity;
     for (int r = 0; r < b.count; ++r) {
       if (!tiles_->finite(b.queries[r])) continue;
-      const double floor = small_ ? rows[r].top - kde_faint_bits<T>(call_) : -kInfinity;
+      const double floor = small_ ? rows[r].top - faint_bits_ : -kInfinity;
       const double log = rows[r].sum > 0 ? std::max(rows[r].top + std::log2(rows[r].sum), floor) : floor;
       if (!(log >= least)) least = log;
     }
@@ -290,6 +291,7 @@ template <typename T, typename A> class KdePass {
   Kernel kernel_;
   Centre centre_;
   bool relative_;
+  double faint_bits_ = 0;  // of the small kernel
   std::int64_t dv_;
   std::vector<KdeRow> rows_;
   std::vector<double> norms_;  // |x|^2 as packed
