@@ -158,6 +158,28 @@ def test_gradient_in_x(kind, monkeypatch):
     torch.testing.assert_close(again.double(), slope, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["diag", "lowrank"])
+def test_compiled_without_gradients(kind):
+    """The kernel where no gradients are recorded; `torch.func` inside, which records its own, gets them."""
+    x, alpha, noise, _, means, variance, *_ = arguments("diag", 7, 3, 2)
+    covariance = {"diag": variance, "lowrank": (means[..., None], variance[:, 0])}[kind]
+    m = mixture.Mixture(means, covariance, None, kind)
+    score = lambda v: mixture.score(v, m, alpha=alpha, sigma=noise.sqrt())  # noqa: E731
+    slope = torch.func.grad(lambda v: mixture.log_prob(v, m, alpha=alpha, sigma=noise.sqrt()).sum())
+    seen = []
+
+    def backend(module, inputs):
+        seen.append("gaussian_levels" in module.code)
+        return module
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        for f in (score, slope):
+            got = torch.compile(f, fullgraph=True, backend=backend)(x)
+            torch.testing.assert_close(got, score(x), rtol=1e-11, atol=1e-11)
+    assert seen == [True, False]
+
+
 def test_bad_input():
     x, alpha, noise, bias, mean, variance, _, _ = arguments("diag", 6, 3, 2)
     module, out = _native.cpu, torch.empty(6, dtype=torch.float64)

@@ -88,9 +88,14 @@ gaussian_levels = Op(
 
 def takes(kind: str, *tensors: Tensor | None) -> bool:
     """Whether a kernel may compute this: no derivative is wanted, and the backend has bases where they are needed."""
-    if _is_compiling() or _functorch_level() or torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    recording = torch.is_grad_enabled()
+    if _is_compiling():  # a transform inside of what is compiled records, and does not show in the tensors
+        wanted = recording
+    elif _functorch_level() or torch.autograd.forward_ad._current_level >= 0:
+        wanted = True
+    else:
+        wanted = recording and any(t is not None and t.requires_grad for t in tensors)
+    if wanted:
         return False
     if kind in ("isotropic", "diag"):
         return True
@@ -112,7 +117,8 @@ def level_sums(
             basis, floor = factors.base @ basis, factors.noise  # type: ignore[operator]
     bias = log_w - 0.5 * x.shape[1] * _LOG_2_PI
     tensors = (x, alpha, noise, bias, mean, variance, basis, floor)
-    found = gaussian_levels(*(None if t is None else t.detach().to(dtype) for t in tensors), outputs)
+    op = gaussian_levels.torch_op if _is_compiling() else gaussian_levels  # as no derivative is wanted
+    found = op(*(None if t is None else t.detach().to(dtype) for t in tensors), outputs)
     names = {"score": SCORE, "posterior_mean": MEAN, "responsibilities": SHARES, "mahalanobis": DISTANCE}
     asked = {name: t for (name, bit), t in zip(names.items(), found[1:], strict=True) if outputs & bit}
     return {"log_prob": found[0]} | {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._kde_arguments import Call
-from ._op import Kernel, Op, TritonModule, native_kernels
+from ._op import Kernel, Op, TritonModule, _is_compiling, native_kernels
 from .reference import kde as reference
 
 NAMES = ("nearest", "nearest_distance")
@@ -40,7 +40,8 @@ def nearest(c: Call) -> dict[str, Tensor]:
     data = c.y.detach()
     if c.bias is not None:
         data = data.masked_fill((c.bias.detach() == -torch.inf)[..., None], torch.inf)
-    index = nearest_index(c.x.detach(), data, c.exclude, absolute)
+    op = nearest_index.torch_op if _is_compiling() else nearest_index  # indices have no derivative
+    index = op(c.x.detach(), data, c.exclude, absolute)
     if not c.y.shape[1]:
         return dict(zip(NAMES, (index, c.x.double().sum(-1) * 0.0 + torch.inf), strict=True))
     at = index.clamp(min=0)[..., None].expand(-1, -1, c.y.shape[2])

@@ -18,9 +18,9 @@ itself) go to kernels by a root of each inverse covariance (if full, a Cholesky 
 O(d^2) a pair). Queries at a level each (training's diffusion times), and low rank, go to a kernel in the components'
 eigenvectors, by one eigendecomposition a mixture: full O(d^2) a pair, low rank O(d r) by Woodbury's identity and the
 matrix determinant lemma, with the gradient of log p in x. Torch ops, tile by tile, do the same where other derivatives
-are wanted (at many levels, or of low rank at d > 128 or of few queries), under torch.compile, and for full and low-rank
-covariances on a GPU. All in float64 with precision="highest" whatever the dtype of x (the result's own rounding, 6e-8
-of it in float32, is all that is lost), in the dtype of x with "high".
+are wanted (at many levels, or of low rank at d > 128 or of few queries), under torch.compile with gradients on, and for
+full and low-rank covariances on a GPU. All in float64 with precision="highest" whatever the dtype of x (the result's
+own rounding, 6e-8 of it in float32, is all that is lost), in the dtype of x with "high".
 
 A query holding an infinity has log density -inf, score 0 and responsibilities 0; a NaN touches its row only. A number
 ``sigma`` < 0 is a ValueError, a tensor's entry < 0 gives NaN.
