@@ -21,6 +21,7 @@ def benches() -> Iterator[Bench]:
     """All of them; the dense opponents hold N x M arrays, which at these sizes fit in memory."""
     yield from _threads()
     yield from _fast()
+    yield from _nearest()
     yield from _mixtures()
     yield from _times()
     yield from _low_rank()
@@ -160,6 +161,34 @@ def _fast() -> Iterator[Bench]:
             {"fokker in float64": 1.5},
             elements=n * 10_000,
         )
+
+
+def _by_products(x: Tensor, y: Tensor) -> Tensor:
+    square = y.square().sum(1)
+    return torch.cat([(square - 2 * (rows @ y.mT)).argmin(1) for rows in x.split(512)])
+
+
+def _nearest() -> Iterator[Bench]:
+    """The nearest datum by differences, beside products (which lose equal points' digits) and scikit-learn's."""
+    for d, ask in ((2, 3.0), (16, 3.0), (64, 1.5)):
+        g = torch.Generator().manual_seed(d)
+        x, y = (torch.randn(10_000, d, generator=g) for _ in range(2))
+        calls: dict[str, Any] = {
+            "fokker": functools.partial(kde.evaluate, x, y, 1.0, outputs=("nearest",)),
+            "torch, products of 512 rows": functools.partial(_by_products, x, y),
+        }
+        try:
+            from sklearn.neighbors import NearestNeighbors
+
+            theirs = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(y.numpy())
+            calls["scikit-learn, brute"] = functools.partial(theirs.kneighbors, x.numpy(), return_distance=False)
+        except ImportError:
+            pass
+        agree = float((calls["fokker"]()["nearest"] == _by_products(x, y)).float().mean())
+        if not agree > 0.99:
+            raise AssertionError(f"only {agree:.2%} of the nearest data are the same")
+        name = f"nearest datum float32, 10,000 x 10,000, d={d}"
+        yield Bench(name, calls, {"torch, products of 512 rows": ask}, elements=100_000_000)
 
 
 def _plain_score(x: Tensor, alpha: Tensor, noise: Tensor, log_w: Tensor, means: Tensor, variance: Tensor) -> Tensor:
