@@ -223,6 +223,10 @@ def test_the_unit_of_length_does_not_matter(backend, unit, dim):
         torch.testing.assert_close(
             found["score"].double() * unit, (mean - a.double()) / (0.01 * unit), rtol=1e-4, atol=1e-3
         )
+        leaf = torch.as_tensor(h, dtype=F64).requires_grad_()
+        (slope,) = torch.autograd.grad(kde.log_prob(a, b, leaf, weights=w).sum(), leaf)
+        spread = (torch.softmax(logits + w.log(), 1) * -2 * logits).sum(1) - dim
+        torch.testing.assert_close(slope.sum() * 0.1 * unit, spread.sum(), rtol=1e-4, atol=0)
         got = kde.posterior_mean(a, b, h if isinstance(h, float) else h[:, 0], weights=w)
         torch.testing.assert_close(got.double() / unit, mean / unit, rtol=0, atol=5e-6)
 

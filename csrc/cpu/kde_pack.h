@@ -22,16 +22,18 @@ inline double inverse_square(const KdeSums& call, double h) {
 }
 
 // Sums of kde_small below 2^-this have lost weights that are worth keeping below the least normal number: without a
-// shift they are done again. Values are y - x there, and weights times a bandwidth are to be kept too.
+// shift they are done again. Values are y - x there, `delta` sums squared distances: weights times a bandwidth or its
+// square are to be kept too.
 template <typename T> double kde_faint_bits(const KdeSums& call) {
   double bits = sizeof(T) == 4 ? 126 - 27 : 1022 - 56;
   if (call.shift) return bits;
   if (call.square) bits *= 0.5;
-  if (call.values && call.weighting != KdeSums::Values::none) {
+  const double power = call.delta ? 2 : call.values && call.weighting != KdeSums::Values::none ? 1 : 0;
+  if (power > 0) {
     const std::int64_t count = call.bandwidth_kind == KdeSums::Bandwidth::per_query ? call.n : 1;
     double narrowest = 1;
     for (std::int64_t i = 0; i < count; ++i) narrowest = std::fmin(narrowest, call.bandwidth[i]);  // not NaN
-    bits += std::log2(narrowest);
+    bits += power * std::log2(narrowest);
   }
   return bits - std::log2(static_cast<double>(call.m));
 }
