@@ -33,7 +33,8 @@ def table(path: Path) -> str:
     copy = m["copy_bytes_per_s"] / 1e9
     lines = [
         f"{m['cpu']}, {m['cpu_isa']}, 1 thread where not said, torch {m['torch']}, {result['date'][:10]} "
-        f"(`{path.relative_to(ROOT)}`). Ratios are the opponent's time over fokker's, interleaved in one process; the "
+        f"(`{path.relative_to(ROOT)}`). Ratios are the opponent's time over fokker's, interleaved in one process"
+        f"{', where glibc keeps freed pages for all of them' if m.get('pages_kept') else ''}; the "
         f"last column is the share reached of the bound by the bytes moved (at the {copy:.0f} GB/s of `copy_` outside "
         "the caches in the same run: more than 100 % is work in the caches), by products, or by exponentials and "
         "multiply-adds.",

@@ -5,7 +5,8 @@
 //   one bandwidth:  t_ij = scale R + term_j                 (term_j = bias_j, for products - scale |y_j|^2 / 2)
 //   several:        t_ij = (R + row_norm_i + norm_j) row_scale_i column_scale_j + bias_j
 //   other kernels:  q_ij = R row_scale_i column_scale_j, exponent E(q) + bias_j
-// The state of a query holds sums relative to 2^top, its `top` an integer within 8 of the largest exponent so far.
+// The state of a query holds sums relative to 2^top, its `top` an integer at most 1 above the largest exponent so far,
+// and below it by no more than sums in T bear.
 // A kernel visits runs of the chunk's data: all of it, or what pruning (kde_prune.h) leaves.
 #pragma once
 

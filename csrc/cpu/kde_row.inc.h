@@ -129,7 +129,7 @@ template <Pairing pairing, typename T, typename A> inline bool finish_row(const 
   return true;
 }
 
-constexpr double kMostSum = 0x1p60;  // of a tile; more, and a square might overflow
+constexpr double kMostSum = 0x1p48;  // of a tile: sums of 2^17 tiles times numbers of 1e18 do not overflow
 constexpr double kLevel = 20;        // tops that differ by less can share one: weights and squares stay normal numbers
 
 // The whole of a tile in registers where sums, squares and weights are wanted, one bandwidth and no shift: exponents
