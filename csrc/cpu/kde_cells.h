@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -58,9 +59,10 @@ class KdeCells {
     place_data(scan);
     const std::int64_t cells = static_cast<std::int64_t>(cells_.size());
     std::vector<std::uint8_t> done(static_cast<std::size_t>(call_.n), 0);
-    parallel_for(cells, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::atomic<std::int64_t> next{0};  // cells cost differently: a thread takes the next one
+    parallel_for(cells, 1, [&](std::int64_t, std::int64_t) {
       Work work;
-      for (std::int64_t i = begin; i < end; ++i) expand(cells_[static_cast<std::size_t>(i)], scan, work, done.data());
+      for (std::int64_t i; (i = next++) < cells;) expand(cells_[static_cast<std::size_t>(i)], scan, work, done.data());
     });
     std::vector<std::int64_t> rest;
     for (std::int64_t i = 0; i < call_.n; ++i)
@@ -88,7 +90,7 @@ class KdeCells {
   std::uint32_t key(const float* p) const {
     std::int64_t at[2] = {0, 0};
     for (std::int64_t k = 0; k < call_.d; ++k) {
-      const double place = std::floor((static_cast<double>(p[k]) - low_[k]) / side_);
+      const double place = (static_cast<double>(p[k]) - low_[k]) / side_;
       at[k] = place > 0 ? static_cast<std::int64_t>(std::min(place, static_cast<double>(size_[k] - 1))) : 0;
     }
     return static_cast<std::uint32_t>(at[1] * size_[0] + at[0]);
@@ -160,6 +162,7 @@ class KdeCells {
     const float* y = static_cast<const float*>(call_.y);
     const std::vector<SortKey> data = sorted(y, call_.m, [&](std::int64_t j) { return !scan.dropped(j); });
     const std::int64_t m = static_cast<std::int64_t>(data.size()), cells = size_[0] * size_[1];
+    const bool alike = !call_.bias && !call_.weight;
     for (AlignedArray<float>* a : {&y_[0], &y_[1], &term_}) {
       a->resize(m + kPadding);
       std::fill(a->get(), a->get() + m + kPadding, 0.0f);
@@ -169,11 +172,13 @@ class KdeCells {
       const SortKey at = data[static_cast<std::size_t>(j)];
       ++start_[at.key + 1];
       for (std::int64_t k = 0; k < call_.d; ++k) y_[k][j] = y[at.at * call_.d + k];
+      if (alike) continue;
       double term = call_.bias ? (call_.bias[at.at] - scan.top_bias) * kLog2E : 0;
       if (call_.weight) term += std::log2(call_.weight[at.at]);
       term_[j] = static_cast<float>(term);
       total_ += std::exp2(term);
     }
+    if (alike) total_ = static_cast<double>(m);
     for (std::size_t c = 1; c < start_.size(); ++c) start_[c] += start_[c - 1];
   }
 
