@@ -70,7 +70,7 @@ template <typename T, typename A> class KdePass {
     const std::int64_t columns = std::max<std::int64_t>(kChunkBytes / column_bytes / unit * unit, unit * 4);
     const std::int64_t chunks = ceil_div(call_.m, columns);
     const std::int64_t most_rows =
-        std::max<std::int64_t>(kQueryBytes / (coordinates + value_bytes) / shape_.rows * shape_.rows, shape_.rows);
+        std::max<std::int64_t>(kQueryBytes / coordinates / shape_.rows * shape_.rows, shape_.rows);
     const std::int64_t block_rows = tiles_ ? kBlockQueries
                                            : std::min<std::int64_t>(most_rows, n >= 8192   ? 256
                                                                                : n >= 4096 ? 128
