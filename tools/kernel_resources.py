@@ -90,14 +90,14 @@ def usage(module: str) -> Usage:
             if name in found.setdefault(arch, {}):
                 raise RuntimeError(f"{name} appears twice for {arch}")
             found[arch][name] = row
-    names = sorted({n for kernels in found.values() for n in kernels})
-    short = demangle(names)
-    if len(set(short.values())) != len(names):
-        raise RuntimeError("two kernels share one short name")
-    return {
-        a: {short[n]: row for n, row in sorted(kernels.items(), key=lambda i: short[i[0]])}
-        for a, kernels in found.items()
-    }
+    short = demangle(sorted({n for kernels in found.values() for n in kernels}))
+    read: Usage = {a: {} for a in found}
+    for a, kernels in found.items():
+        for n, row in sorted(kernels.items(), key=lambda i: short[i[0]]):
+            # a header's kernel is in every file that launches it: the most that a copy takes
+            seen = read[a].get(short[n], row)
+            read[a][short[n]] = {field: max(row[field], seen[field]) for field in FIELDS}
+    return read
 
 
 def compare(seen: Usage, budget: Usage) -> list[str]:
