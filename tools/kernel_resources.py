@@ -72,6 +72,10 @@ def short_name(text: str) -> str:
     return re.sub(r"^void ", "", re.sub(r"\b(?:cuda|math|bessel_detail)::", "", text))
 
 
+#: the file in a mangled name, which tells copies of a header's kernel apart
+_FILE = re.compile(r"\d+_GLOBAL__N__[0-9a-f]+_\d+_\w+_cu_[0-9a-f]{8}")
+
+
 def usage(module: str) -> Usage:
     """What each kernel of each architecture in the module takes."""
     tool = find_tool("cuobjdump")
@@ -90,7 +94,10 @@ def usage(module: str) -> Usage:
             if name in found.setdefault(arch, {}):
                 raise RuntimeError(f"{name} appears twice for {arch}")
             found[arch][name] = row
-    short = demangle(sorted({n for kernels in found.values() for n in kernels}))
+    names = sorted({n for kernels in found.values() for n in kernels})
+    short = demangle(names)
+    if len(set(short.values())) != len({_FILE.sub("", n) for n in names}):
+        raise RuntimeError("two kernels share one short name")
     read: Usage = {a: {} for a in found}
     for a, kernels in found.items():
         for n, row in sorted(kernels.items(), key=lambda i: short[i[0]]):
